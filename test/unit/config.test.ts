@@ -1,0 +1,217 @@
+// biome-ignore-all lint/suspicious/noTemplateCurlyInString: references to the environment are what is tested
+import { inspect } from 'node:util';
+import { describe, expect, it } from 'vitest';
+import { loadConfig, parseConfig, ruleFor } from '../../src/config.ts';
+import { CoregentError } from '../../src/model/error.ts';
+import { parseDuration, parseSize } from '../../src/model/units.ts';
+
+const CANARY = 'cAnArY-7f3';
+const env = {
+  TOKYO_URL: `postgres://app:${CANARY}@tokyo.example/shop`,
+  FRANKFURT_URL: `postgres://app:${CANARY}@frankfurt.example/shop`,
+  WORD: CANARY,
+};
+const parse = (text: string, variables: Record<string, string> = env) =>
+  parseConfig(text, { path: 'coregent.yaml', env: variables });
+
+const good = `
+cluster: shop
+regions:
+  tokyo:     { id: 1, url: "\${TOKYO_URL}" }
+  frankfurt: { id: 2, url: "\${FRANKFURT_URL}", localUrl: "postgres://agent@127.0.0.1/shop" }
+defaults: { conflict: lww }
+tables:
+  public.orders:
+  public.*: { conflict: lww }
+clock: { max_offset: 250ms }
+batch: { rows: 500, bytes: 4MiB }
+tombstones: { interval: 1h }
+conflicts: { retention: 7d }
+slots: { max_wal: 64GB }
+`;
+
+function failure(work: () => unknown): CoregentError {
+  try {
+    work();
+  } catch (error) {
+    if (error instanceof CoregentError) return error;
+    throw error;
+  }
+  throw new Error('it was accepted');
+}
+
+/** The faults as `line path message`. */
+const faults = (text: string, variables?: Record<string, string>) =>
+  (failure(() => parse(text, variables)).faults ?? []).map(({ path, line, message }) => `${line} ${path} ${message}`);
+
+describe('a good file', () => {
+  it('gives every value', () => {
+    const config = parse(good);
+    expect(config.cluster).toBe('shop');
+    expect(config.regions.map(({ name, id }) => [name, id])).toEqual([
+      ['tokyo', 1],
+      ['frankfurt', 2],
+    ]);
+    expect(config.regions[0]!.url.reveal()).toBe(env.TOKYO_URL);
+    expect(config.regions[0]!.localUrl.reveal()).toBe(env.TOKYO_URL);
+    expect(config.regions[1]!.localUrl.reveal()).toBe('postgres://agent@127.0.0.1/shop');
+    expect(config).toMatchObject({
+      clock: { maxOffsetMs: 250 },
+      batch: { rows: 500, bytes: 4 * 1024 ** 2 },
+      tombstones: { intervalMs: 3_600_000 },
+      conflicts: { retentionMs: 7 * 86_400_000 },
+      slots: { maxWal: 64e9 },
+      path: 'coregent.yaml',
+    });
+  });
+
+  it('fills in the defaults', () => {
+    const config = parse(good.slice(0, good.indexOf('clock:')));
+    expect(config).toMatchObject({ clock: { maxOffsetMs: 500 }, batch: { rows: 20_000 }, slots: {} });
+    expect('maxWal' in config.slots).toBe(false);
+  });
+
+  it('does not replace variables inside the value of a variable', () => {
+    const nested = { ...env, TOKYO_URL: 'postgres://a:%24x@tokyo/$%7BWORD%7D' };
+    expect(parse(good, nested).regions[0]!.url.reveal()).toBe(nested.TOKYO_URL);
+  });
+});
+
+describe('globs', () => {
+  const config = parse(good);
+  it('name the tables that are replicated', () => {
+    expect(ruleFor(config, 'public', 'orders')).toEqual({ conflict: 'lww' });
+    expect(ruleFor(config, 'public', 'with.dot')).toEqual({ conflict: 'lww' });
+    expect(ruleFor(config, 'other', 'orders')).toBeUndefined();
+    expect(ruleFor(config, 'publicx', 'orders')).toBeUndefined();
+    expect(ruleFor(config, 'public', 'orders\n')).toBeDefined();
+  });
+  it('are ordered from the least to the most exact, wherever they stand', () => {
+    expect(config.tables.map(({ glob }) => glob)).toEqual(['public.*', 'public.orders']);
+  });
+  it('take regular expression characters as they are', () => {
+    const odd = parse(good.replace('public.orders:', '"public.a+(b)[c]?":'));
+    expect(ruleFor(odd, 'public', 'a+(b)[c]1')).toBeDefined();
+    expect(odd.tables.some(({ glob }) => glob === 'public.a+(b)[c]?')).toBe(true);
+  });
+});
+
+describe('faults', () => {
+  it('are reported all at once, each with its line and path', () => {
+    const text = `cluster: Shop
+regions:
+  tokyo: { id: 1, url: "\${NOT_SET}" }
+  Frankfurt: { id: 1, url: "mysql://x", locaUrl: "y" }
+  virginia: { id: 128 }
+defualts: { conflict: lww }
+tables:
+  orders: {}
+  public.carts: { conflict: siblings }
+  public.posts: { columns: { likes: counter } }
+  public.users: { conflict: lwww }
+clock: { max_offset: 500 }
+batch: { rows: 1.5, bytes: 3 parsecs }
+slots: { max_wal: 1B }
+`;
+    expect(faults(text)).toEqual([
+      expect.stringMatching(/^1 cluster must be lower-case/),
+      '3 regions.tokyo.url needs the environment variable NOT_SET, which is not set',
+      expect.stringMatching(/^4 regions.Frankfurt.url is not a URL like/),
+      '4 regions.Frankfurt.locaUrl is not a known key; did you mean `localUrl`?',
+      expect.stringMatching(/^4 regions.Frankfurt the name of a region must be lower-case/),
+      '4 regions.Frankfurt.id is the id of `tokyo` too; ids are unique',
+      '5 regions.virginia.id must be at most 127',
+      '5 regions.virginia.url is missing',
+      '6 defualts is not a known key; did you mean `defaults`?',
+      '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
+      '9 tables.public.carts.conflict the rule `siblings` is not yet available; use `lww`',
+      '10 tables.public.posts.columns is not yet available; leave it out',
+      '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
+      '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
+      expect.stringMatching(/^13 batch.rows must be/),
+      '13 batch.bytes must be a size like 64MB or 1GiB',
+      expect.stringMatching(/^14 slots.max_wal is out of bounds/),
+    ]);
+    const error = failure(() => parse(text));
+    expect([error.code, error.exit, error.where]).toEqual(['config_invalid', 2, 'coregent.yaml']);
+    expect(error.message).toContain('17 faults');
+    expect(error.message).toContain('  line 6: defualts is not a known key');
+  });
+
+  it.each([
+    ['', /must be a map/],
+    ['[]', /must be a map/],
+    ['cluster: [', /is not valid YAML/],
+    ['cluster: a\ncluster: b', /^2 {2}is not valid YAML: Map keys must be unique/],
+    ['--- {}\n--- {}', /is not valid YAML/],
+    [good.replace(/ {2}frankfurt.*\n/, ''), /^3 regions must name at least two regions; it names 1/],
+    [good.replaceAll('FRANKFURT_URL', 'TOKYO_URL'), /^5 regions.frankfurt.url reaches the same database as `tokyo`/],
+    [good.replace(/ {2}public.*\n/g, '').replace('tables:', 'tables: {}'), /tables must name a table/],
+    [good.replace('public.orders', 'coregent.*'), /^8 tables.coregent.\* is a schema of the system/],
+    [good.replace('${TOKYO_URL}', '${TOKYO URL}'), /^4 regions.tokyo.url has a \$-brace reference/],
+    [good.replace('${TOKYO_URL}', '${TOKYO_URL'), /^4 regions.tokyo.url has a \$-brace reference/],
+    [good.replace('shop', '__proto__'), /^2 cluster must/],
+    [good.replace('tokyo: ', '__proto__: '), /regions.__proto__ the name/],
+    [good.replace('shop', 'constructor_'.repeat(4)), /^2 cluster must/],
+  ])('of %j', (text, expected) => {
+    expect(faults(text)[0]).toMatch(expected);
+  });
+
+  it('of an empty variable', () => {
+    expect(faults(good, { ...env, TOKYO_URL: '' })).toEqual([
+      '4 regions.tokyo.url needs the environment variable TOKYO_URL, which is not set',
+    ]);
+  });
+
+  it('of a file that is not there', async () => {
+    await expect(loadConfig('/nonexistent/coregent.yaml', env)).rejects.toMatchObject({ code: 'config_missing' });
+  });
+
+  it('never show a secret, wherever it was put by mistake', () => {
+    const places = [
+      'cluster: "${WORD}"',
+      'cluster: "${TOKYO_URL}"',
+      'regions: { tokyo: { id: "${WORD}", url: "${WORD}" } }',
+      `regions: { tokyo: { id: 1, url: "postgres://app:${CANARY}#x@h/db" } }`,
+      `regions: { tokyo: { id: 1, url: "postgres://app:${CANARY}@h1,h2/db" } }`,
+      'defaults: { conflict: "${WORD}" }',
+      'clock: { max_offset: "${WORD}" }',
+      'tables: { "a.b": { conflict: "${TOKYO_URL}" } }',
+      `regions: { tokyo: { id: 1, url: "postgres://app:${CANARY}@h/db }`,
+      `regions:\n  tokyo:\n    url: postgres://app:${CANARY}@h/db\n   id: 1`,
+      `cluster: *${CANARY}`,
+      `a: b\n- ${CANARY}`,
+      `cluster: !${CANARY} x`,
+    ];
+    for (const text of places) {
+      const error = failure(() => parse(text));
+      const shown = [error.message, error.stack, JSON.stringify(error), inspect(error, { depth: 9 })].join('\n');
+      expect(shown, text).not.toContain(CANARY);
+    }
+    const config = parse(good);
+    expect(JSON.stringify(config) + inspect(config, { depth: 9, showHidden: true })).not.toContain(CANARY);
+  });
+});
+
+describe('units', () => {
+  it.each([
+    ['500ms', 500],
+    ['1.5s', 1500],
+    ['10m', 600_000],
+    ['1h', 3_600_000],
+    ['7d', 604_800_000],
+    ['500', undefined],
+    ['-1s', undefined],
+    ['1e3s', undefined],
+    ['5 constructor', undefined],
+    ['', undefined],
+  ])('reads the duration %j as %j', (text, expected) => expect(parseDuration(text)).toBe(expected));
+
+  it.each([
+    ['64MB', 64e6],
+    ['1GiB', 2 ** 30],
+    ['0.5 KiB', 512],
+    ['64', undefined],
+    ['64mb', undefined],
+  ])('reads the size %j as %j', (text, expected) => expect(parseSize(text)).toBe(expected));
+});
