@@ -1,0 +1,163 @@
+import pc from 'picocolors';
+import { type DestinationStream, destination, type Level, pino, stdTimeFunctions } from 'pino';
+import { CoregentError, redact } from './model/error.ts';
+
+interface EventRow {
+  readonly level: 'debug' | 'info' | 'warn' | 'error';
+  readonly doc: string;
+}
+
+/** Every event an agent logs. Names are stable: searches and alarms match on them. */
+export const events = {
+  'agent.started': { level: 'info', doc: 'The agent runs and has read its configuration.' },
+  'agent.standby': { level: 'info', doc: 'Another agent of this region leads; this one waits to take over.' },
+  'agent.leading': { level: 'info', doc: 'This agent holds the region’s lock and applies.' },
+  'agent.stopping': { level: 'info', doc: 'A stop was asked for; batches under way are finished.' },
+  'agent.stopped': { level: 'info', doc: 'All that was applied is durable, and connections are closed.' },
+  'agent.failed': { level: 'error', doc: 'The agent as a whole cannot go on.' },
+  'database.connected': { level: 'info', doc: 'The region’s own PostgreSQL answers.' },
+  'database.lost': { level: 'warn', doc: 'The region’s own PostgreSQL does not answer; retried.' },
+
+  'peer.connecting': { level: 'info', doc: 'A connection to the peer is being opened.' },
+  'peer.copying': { level: 'info', doc: 'Existing rows of the peer are joined.' },
+  'peer.streaming': { level: 'info', doc: 'Changes of the peer arrive from the named LSN on.' },
+  'peer.retry': { level: 'warn', doc: 'The link failed and is opened again after the named wait.' },
+  'peer.failed': { level: 'error', doc: 'The link cannot go on without a person; others go on.' },
+  'peer.stopped': { level: 'info', doc: 'The link was closed on purpose.' },
+
+  'slot.created': { level: 'info', doc: 'A replication slot was made at the peer.' },
+  'slot.missing': { level: 'warn', doc: 'The peer has no slot for this region; rows must be joined again.' },
+  'slot.lost': { level: 'error', doc: 'The peer dropped WAL that this region still needed.' },
+  'slot.dropped': { level: 'warn', doc: 'A slot was dropped so that the disk does not fill.' },
+
+  'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
+  'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },
+  'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
+  'table.parked': { level: 'error', doc: 'A table differs between regions; its changes wait, others go on.' },
+  'version.equal': { level: 'error', doc: 'Two rows have one version but differ: a region was restored or cloned.' },
+  'clock.ahead': { level: 'warn', doc: 'A peer’s clock runs ahead of the bound; its rows wait.' },
+  'clock.back': { level: 'info', doc: 'A peer’s clock is inside the bound again.' },
+  'tombstones.reaped': { level: 'debug', doc: 'Tombstones that every region has confirmed were removed.' },
+
+  'http.listening': { level: 'info', doc: 'The HTTP API accepts requests.' },
+  'http.failed': { level: 'warn', doc: 'A request of the HTTP API could not be answered.' },
+} as const satisfies Record<string, EventRow>;
+
+/** The name of an event of the table. */
+export type EventName = keyof typeof events;
+
+/** Fields of an event. Any value is fit to be logged: secrets, errors, bigints and bytes are turned into safe text. */
+export type Fields = Readonly<Record<string, unknown>>;
+
+/** A logger of typed events. Its text never holds a password. */
+export interface Log {
+  /** Logs one event at the level of its table row. */
+  event(name: EventName, fields?: Fields): void;
+  /** The same log with fields added to every event, such as the peer. */
+  with(fields: Fields): Log;
+}
+
+/** What a log writes and where. */
+export interface LogOptions {
+  readonly level: 'debug' | 'info' | 'warn' | 'error' | 'silent';
+  readonly region?: string;
+  /** Where lines go; stderr when not given. */
+  readonly to?: DestinationStream;
+  /** Lines for people instead of JSON; by default when stderr is a terminal. */
+  readonly human?: boolean;
+}
+
+/** Makes a log: JSON lines with ISO time, or compact lines for people on a terminal. Writes are synchronous. */
+export function createLogger(options: LogOptions): Log {
+  const to = options.to ?? destination({ fd: 2, sync: true });
+  const human = options.human ?? (options.to === undefined && process.stderr.isTTY === true);
+  const colours = pc.createColors(options.to === undefined && pc.isColorSupported);
+  const logger = pino(
+    {
+      level: options.level,
+      base: options.region === undefined ? {} : { region: options.region },
+      messageKey: 'event',
+      timestamp: stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+    },
+    human ? { write: (line: string) => to.write(humanLine(line, colours)) } : to,
+  );
+  const bind = (bound: Fields): Log => ({
+    event(name, fields) {
+      const level: Level = events[name].level;
+      if (logger.isLevelEnabled(level)) logger[level](safeFields({ ...bound, ...fields }), name);
+    },
+    with: (fields) => bind({ ...bound, ...fields }),
+  });
+  return bind({});
+}
+
+const ownKeys = new Set(['time', 'level', 'event', 'region']);
+
+function safeFields(fields: Fields): Record<string, unknown> {
+  // A field may not stand in for the line's own keys: JSON with a key twice is read differently by each reader.
+  return Object.fromEntries(
+    Object.entries(fields).map(([key, value]) => [ownKeys.has(key) ? `${key}_` : key, safe(value, 0)]),
+  );
+}
+
+const DEPTH = 4;
+const LENGTH = 2000;
+
+function safe(value: unknown, depth: number): unknown {
+  switch (typeof value) {
+    case 'string':
+      return clip(redact(value));
+    case 'bigint':
+      return value.toString();
+    case 'function':
+    case 'symbol':
+      return undefined;
+    case 'object':
+      return value === null ? null : safeObject(value, depth);
+    default:
+      return value;
+  }
+}
+
+function safeObject(value: object, depth: number): unknown {
+  if (value instanceof CoregentError) {
+    const { code, message, where, cure } = value;
+    return { code, message: clip(message), ...(where === undefined ? {} : { where }), cure };
+  }
+  // Only code and text of a foreign error: its other properties may be connection settings.
+  if (value instanceof Error) {
+    const code = 'code' in value ? safe(value.code, DEPTH) : undefined;
+    return { ...(code === undefined ? {} : { code }), message: clip(redact(value.message)) };
+  }
+  if (value instanceof Date) return Number.isNaN(value.getTime()) ? null : value.toISOString();
+  if (ArrayBuffer.isView(value)) return `<${value.byteLength} bytes>`;
+  if ('toJSON' in value && typeof value.toJSON === 'function') return safe(value.toJSON(), depth + 1);
+  if (depth >= DEPTH) return '…';
+  if (Array.isArray(value)) return value.slice(0, 100).map((item) => safe(item, depth + 1));
+  return Object.fromEntries(
+    Object.entries(value).map(([key, item]) => [key, /passw|secret/i.test(key) ? '***' : safe(item, depth + 1)]),
+  );
+}
+
+function clip(text: string): string {
+  return text.length > LENGTH ? `${text.slice(0, LENGTH)}… (${text.length} characters)` : text;
+}
+
+type Colours = ReturnType<typeof pc.createColors>;
+
+/** `12:03:10.123 info  tokyo peer.streaming peer=frankfurt lsn=0/16B3748` */
+function humanLine(json: string, colours: Colours): string {
+  const { time, level, region, event, ...fields } = JSON.parse(json) as Record<string, unknown>;
+  const paint = { debug: colours.dim, info: colours.green, warn: colours.yellow, error: colours.red }[String(level)];
+  const shown = Object.entries(fields).map(([key, value]) => `${colours.dim(`${key}=`)}${word(value)}`);
+  const clock = colours.dim(String(time).slice(11, 23));
+  const label = (paint ?? String)(String(level).padEnd(5));
+  return `${[clock, label, region, colours.bold(String(event)), ...shown].filter((part) => part !== undefined).join(' ')}\n`;
+}
+
+function word(value: unknown): string {
+  const plain = typeof value === 'string' && /^[^\s"=\p{Cc}\p{Cf}]+$/u.test(value);
+  // Control characters of a peer's text must not reach the terminal.
+  return plain ? value : JSON.stringify(value).replace(/[\p{Cc}\p{Cf}]/gu, '');
+}
