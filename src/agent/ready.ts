@@ -1,0 +1,27 @@
+import { type AgentStatus, type Readiness, type ReadyCheck, SCHEMA_VERSION } from '../model/api.ts';
+
+/**
+ * Whether a region may be sent traffic. Without `maxLagMs` no peer matters: else one cut link would drain every
+ * region at once. With it the worst peer decides, and a lag that is not known counts as too much.
+ */
+export function readiness(status: AgentStatus, maxLagMs?: number): Readiness {
+  const checks: ReadyCheck[] = [
+    { name: 'agent', ok: status.state === 'active', detail: status.state },
+    {
+      name: 'database',
+      ok: status.database.version !== null,
+      detail: status.database.version === null ? 'not reachable' : `PostgreSQL ${status.database.version}`,
+    },
+  ];
+  if (maxLagMs !== undefined) {
+    for (const { region, state, lag_ms } of status.peers) {
+      const lag = lag_ms === null ? 'lag not known' : `lag ${Math.round(lag_ms)} ms`;
+      checks.push({
+        name: `lag:${region}`,
+        ok: lag_ms !== null && lag_ms <= maxLagMs,
+        detail: `${state}, ${lag}, at most ${maxLagMs} ms`,
+      });
+    }
+  }
+  return { schema_version: SCHEMA_VERSION, ready: checks.every((check) => check.ok), checks };
+}
