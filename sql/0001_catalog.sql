@@ -1,0 +1,133 @@
+-- Coregent's catalog in one region. Users may call functions and read views; tables are private to the agent.
+create schema if not exists coregent;
+
+create table coregent.catalog (
+  version integer not null
+);
+insert into coregent.catalog values (1);
+
+-- This region. One row.
+create table coregent.this_region (
+  id smallint primary key check (id between 1 and 127),
+  name text not null,
+  cluster text not null
+);
+
+-- Every region of the cluster, this one included.
+create table coregent.regions (
+  id smallint primary key check (id between 1 and 127),
+  name text not null unique
+);
+
+-- Replicated tables and the rule of each.
+create table coregent.tables (
+  table_id text primary key,
+  schema_name text not null,
+  table_name text not null,
+  rule text not null,
+  -- Changes when the stamping functions must be made anew.
+  stamp text not null,
+  unique (schema_name, table_name)
+);
+
+-- How far each peer's WAL is applied here. Moves by compare-and-set in the transaction that applies:
+-- exactly-once guard, fence against a second agent, and detector of a restored or promoted peer in one row.
+create table coregent.progress (
+  slot text primary key,
+  peer_id smallint not null unique,
+  system_identifier text not null,
+  timeline integer not null,
+  lsn pg_lsn not null,
+  transactions bigint not null default 0,
+  committed_at timestamptz,
+  applied_at timestamptz
+) with (fillfactor = 50);
+
+-- Peers' tables whose existing rows were joined into this region.
+create table coregent.joined (
+  slot text not null,
+  table_id text not null,
+  joined_at timestamptz not null default clock_timestamp(),
+  primary key (slot, table_id)
+);
+
+-- Every conflict that this region met: an incoming write and a local one of which neither had seen the other.
+create table coregent.conflict_record (
+  id bigint generated always as identity primary key,
+  recorded_at timestamptz not null default clock_timestamp(),
+  table_name text not null,
+  key jsonb not null,
+  kind text not null,
+  rule text not null,
+  outcome text not null,
+  local_version bigint not null,
+  incoming_version bigint not null,
+  local_row jsonb,
+  incoming_row jsonb
+);
+create index on coregent.conflict_record (recorded_at);
+
+-- Rows that could not be applied, whole, with the reason.
+create table coregent.parked (
+  id bigint generated always as identity primary key,
+  parked_at timestamptz not null default clock_timestamp(),
+  peer_id smallint not null,
+  table_name text not null,
+  operation text not null,
+  version bigint not null,
+  row_bytes bytea not null,
+  sqlstate text,
+  reason text not null
+);
+
+create function coregent.region() returns text
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as 'select name from coregent.this_region';
+
+-- A version's origin and time, for people.
+create function coregent.version_region(version bigint) returns text
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as 'select name from coregent.regions where id = (version & 127)';
+
+create function coregent.version_time(version bigint) returns timestamptz
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$select timestamptz 'epoch' + ((version >> 7) / 1000000) * interval '1 second' + ((version >> 7) % 1000000) * interval '1 microsecond'$$;
+
+create view coregent.conflicts as
+select
+  c.id,
+  c.recorded_at,
+  c.table_name,
+  c.key,
+  c.kind,
+  c.rule,
+  c.outcome,
+  c.local_version,
+  c.incoming_version,
+  l.name as local_origin,
+  i.name as incoming_origin,
+  c.local_row,
+  c.incoming_row
+from coregent.conflict_record c
+left join coregent.regions l on l.id = (c.local_version & 127)
+left join coregent.regions i on i.id = (c.incoming_version & 127);
+
+create view coregent.status as
+select
+  r.name as peer,
+  p.slot,
+  p.lsn as applied_lsn,
+  p.transactions,
+  p.committed_at,
+  p.applied_at
+from coregent.progress p
+join coregent.regions r on r.id = p.peer_id;
+
+grant usage on schema coregent to public;
+revoke all on all tables in schema coregent from public;
+revoke all on all functions in schema coregent from public;
+grant execute on function coregent.region(), coregent.version_region(bigint), coregent.version_time(bigint) to public;
+grant select on coregent.regions, coregent.this_region, coregent.status to public;

@@ -1,0 +1,252 @@
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import type { Log } from '../log.ts';
+import { createMetrics, type Metrics } from '../metrics.ts';
+import { type AgentState, type AgentStatus, SCHEMA_VERSION } from '../model/api.ts';
+import { CoregentError, classify } from '../model/error.ts';
+import { type LSN, parseLsn } from '../model/lsn.ts';
+import { readInstalled } from '../pg/catalog.ts';
+import { connect } from '../pg/connect.ts';
+import { DatabaseClock } from './clock.ts';
+import { type HttpServer, startHttp } from './http.ts';
+import { Peer, pause } from './peer.ts';
+import { reaping } from './reap.ts';
+
+/** A running agent. */
+export interface Agent {
+  /** Where its HTTP API listens; undefined without one. */
+  readonly url: string | undefined;
+  status(): AgentStatus;
+  /** Finishes the batches under way, makes them durable and confirms them, then closes everything. */
+  stop(): Promise<void>;
+}
+
+export interface AgentOptions {
+  readonly log: Log;
+  /** Port of the HTTP API; 0 picks a free one, false leaves it out. */
+  readonly port?: number | false;
+  readonly host?: string;
+}
+
+/** First half of the advisory lock that makes one agent of a region lead; the second half is the region's id. */
+const LOCK_CLASS = 0x636f7265;
+const STANDBY_POLL_MS = 1_000;
+const CLOCK_MS = 5_000;
+const MEASURE_MS = 1_000;
+const LOCAL_RETRY_MS = 1_000;
+
+/**
+ * Starts the agent of one region. Resolves once its HTTP API listens; whether peers stream is in its status.
+ * Throws `config_invalid` for an unknown region and `port_unavailable`.
+ */
+export async function startAgent(config: Config, regionName: string, options: AgentOptions): Promise<Agent> {
+  const here = config.regions.find((region) => region.name === regionName);
+  if (!here) {
+    throw new CoregentError('config_invalid', `there is no region ${regionName}`, {
+      where: config.path,
+      cure: `Name one of ${config.regions.map((region) => region.name).join(', ')}.`,
+    });
+  }
+  const agent = new RunningAgent(config, here, options.log);
+  if (options.port !== false) await agent.listen(options.host ?? '127.0.0.1', options.port ?? 7420);
+  agent.run();
+  return agent;
+}
+
+class RunningAgent implements Agent {
+  readonly #config: Config;
+  readonly #here: RegionConfig;
+  readonly #log: Log;
+  readonly #metrics: Metrics;
+  readonly #stopping = new AbortController();
+  #state: AgentState = 'starting';
+  #since = new Date();
+  #peers: readonly Peer[] = [];
+  #local: pg.Client | undefined;
+  #version: string | null = null;
+  #http: HttpServer | undefined;
+  #running: Promise<void> | undefined;
+  #tickMs = performance.now();
+  /** Of earlier terms as leader. */
+  #conflictsBefore = 0;
+  #parkedBefore = 0;
+
+  constructor(config: Config, here: RegionConfig, log: Log) {
+    this.#config = config;
+    this.#here = here;
+    this.#log = log;
+    this.#metrics = createMetrics(here.name);
+  }
+
+  get url(): string | undefined {
+    return this.#http?.url;
+  }
+
+  async listen(host: string, port: number): Promise<void> {
+    this.#http = await startHttp({
+      host,
+      port,
+      onError: (error, path) => this.#log.event('http.failed', { path, error }),
+      agent: {
+        status: () => this.status(),
+        live: () => performance.now() - this.#tickMs < 10_000,
+        metricsText: () => this.#metrics.text(),
+        conflicts: (limit) => this.#conflicts(limit),
+      },
+    });
+    this.#log.event('http.listening', { url: this.#http.url });
+  }
+
+  run(): void {
+    this.#running = this.#lead();
+  }
+
+  async stop(): Promise<void> {
+    if (!this.#stopping.signal.aborted) {
+      this.#enter('stopping');
+      this.#log.event('agent.stopping');
+      this.#stopping.abort();
+    }
+    await this.#running;
+    await this.#http?.close();
+    this.#log.event('agent.stopped');
+  }
+
+  #enter(state: AgentState): void {
+    if (this.#stopping.signal.aborted) return;
+    this.#state = state;
+    this.#since = new Date();
+    for (const each of ['starting', 'standby', 'active', 'stopping']) {
+      this.#metrics.agentState.set({ state: each }, each === state ? 1 : 0);
+    }
+  }
+
+  /** Takes the region's lock, follows every peer while it holds, and begins again when the local server was lost. */
+  async #lead(): Promise<void> {
+    const { signal } = this.#stopping;
+    this.#log.event('agent.started', { cluster: this.#config.cluster });
+    while (!signal.aborted) {
+      try {
+        await this.#term(signal);
+      } catch (thrown) {
+        if (signal.aborted) return;
+        const error = classify(thrown, this.#here.name);
+        this.#enter('starting');
+        this.#log.event('database.lost', { code: error.code, error: error.message, cure: error.cure });
+        this.#tickMs = performance.now();
+        await pause(LOCAL_RETRY_MS, signal);
+      }
+    }
+  }
+
+  /** One term as leader; ends when the signal comes, throws when the local server or its lock is lost. */
+  async #term(signal: AbortSignal): Promise<void> {
+    const here = this.#here;
+    const local = await connect(here.localUrl, here.name, { purpose: `agent ${here.name}` });
+    const term = new AbortController();
+    const stop = (): void => term.abort();
+    signal.addEventListener('abort', stop);
+    const lost = new Promise<never>((_, reject) => {
+      local.on('error', (error) => reject(classify(error, here.name)));
+      local.on('end', () =>
+        reject(new CoregentError('peer_unreachable', 'the connection ended', { where: here.name })),
+      );
+    });
+    lost.catch(() => {});
+    const timers: NodeJS.Timeout[] = [];
+    try {
+      const { rows } = await local.query('show server_version');
+      this.#version = rows[0].server_version;
+      this.#log.event('database.connected', { version: this.#version });
+      if (!(await readInstalled(local, here.name))) {
+        throw new CoregentError('schema_missing', 'this region is not installed', { where: here.name });
+      }
+      if (!(await this.#takeLock(local, signal))) return;
+      this.#local = local;
+      const clock = new DatabaseClock();
+      await clock.read(local);
+      const context = {
+        config: this.#config,
+        here,
+        log: this.#log,
+        metrics: this.#metrics,
+        clock,
+        flushedLsn: async (): Promise<LSN> =>
+          parseLsn((await local.query('select pg_current_wal_flush_lsn()::text as lsn')).rows[0].lsn),
+        flush: async (): Promise<void> => {
+          await local.query(`select pg_logical_emit_message(true, 'coregent', '')`);
+        },
+      };
+      this.#peers = this.#config.regions.filter((region) => region !== here).map((region) => new Peer(context, region));
+      this.#enter('active');
+      this.#log.event('agent.leading');
+      timers.push(
+        setInterval(() => clock.read(local).catch(() => {}), CLOCK_MS),
+        setInterval(() => {
+          this.#tickMs = performance.now();
+          for (const peer of this.#peers) peer.measure();
+          this.#metrics.deadLetters.set({}, this.#parked());
+        }, MEASURE_MS),
+      );
+      const work = [
+        ...this.#peers.map((peer) => peer.run(term.signal)),
+        reaping({ config: this.#config, here, local, log: this.#log, signal: term.signal }),
+      ];
+      try {
+        await Promise.race([lost, Promise.all(work)]);
+      } finally {
+        term.abort();
+        await Promise.all(work);
+      }
+    } finally {
+      signal.removeEventListener('abort', stop);
+      for (const timer of timers) clearInterval(timer);
+      this.#local = undefined;
+      this.#conflictsBefore += this.#peers.reduce((sum, peer) => sum + peer.conflicts, 0);
+      this.#parkedBefore += this.#peers.reduce((sum, peer) => sum + peer.parked, 0);
+      this.#peers = [];
+      local.removeAllListeners('end');
+      await local.end().catch(() => {});
+    }
+  }
+
+  /** Waits for the region's lock; false when the signal came first. */
+  async #takeLock(local: pg.Client, signal: AbortSignal): Promise<boolean> {
+    for (;;) {
+      const { rows } = await local.query('select pg_try_advisory_lock($1, $2) as mine', [LOCK_CLASS, this.#here.id]);
+      if (rows[0].mine) return true;
+      if (this.#state !== 'standby') {
+        this.#enter('standby');
+        this.#log.event('agent.standby');
+      }
+      this.#tickMs = performance.now();
+      await pause(STANDBY_POLL_MS, signal);
+      if (signal.aborted) return false;
+    }
+  }
+
+  #parked(): number {
+    return this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.parked, 0);
+  }
+
+  async #conflicts(limit: number): Promise<unknown[]> {
+    if (!this.#local) throw new CoregentError('peer_unreachable', 'the local server is not connected');
+    const { rows } = await this.#local.query('select * from coregent.conflicts order by id desc limit $1', [limit]);
+    return rows;
+  }
+
+  status(): AgentStatus {
+    return {
+      schema_version: SCHEMA_VERSION,
+      cluster: this.#config.cluster,
+      region: this.#here.name,
+      id: this.#here.id,
+      state: this.#state,
+      since: this.#since.toISOString(),
+      database: { version: this.#version },
+      peers: this.#peers.map((peer) => peer.status()),
+      conflicts: { total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.conflicts, 0) },
+      parked: this.#parked(),
+    };
+  }
+}

@@ -1,0 +1,516 @@
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import type { Log } from '../log.ts';
+import type { Metrics } from '../metrics.ts';
+import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
+import { CoregentError, classify } from '../model/error.ts';
+import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
+import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
+import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
+import { connect } from '../pg/connect.ts';
+import { makeFetch } from '../pg/fetch.ts';
+import { useOrigin } from '../pg/origin.ts';
+import { APPLY_SETTINGS, prepareTargets, Store, type Target } from '../pg/store.ts';
+import { startWalsender, type Walsender } from '../pg/walsender.ts';
+import { Acknowledger } from '../pipe/acknowledge.ts';
+import type { Batch, Route } from '../pipe/batch.ts';
+import { Decoder, makeRoute } from '../pipe/decode.ts';
+import type { Relation } from '../wire/pgoutput.ts';
+import { DatabaseClock, offsetMs } from './clock.ts';
+
+/** What a peer shares with the other peers of its agent. */
+export interface PeerContext {
+  readonly config: Config;
+  /** This region. */
+  readonly here: RegionConfig;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly clock: DatabaseClock;
+  /** Where the local WAL is flushed to. One query serves all peers. */
+  flushedLsn(): Promise<LSN>;
+  /** Makes what is committed so far durable now. */
+  flush(): Promise<void>;
+}
+
+/** How often a waiting acknowledgement looks at the local flush position, in ms. */
+const FLUSH_POLL_MS = 100;
+/** After so many looks the flush is forced: the writer of the local WAL sees no reason to hurry. */
+const FLUSH_PATIENCE = 10;
+/** How often the peer's clock, slot and liveness are looked at, in ms. */
+const PROBE_MS = 5_000;
+const PROBE_TIMEOUT_MS = 15_000;
+const BACKOFF_MIN_MS = 100;
+const BACKOFF_MAX_MS = 10_000;
+
+/**
+ * One peer as this region follows it: connects, streams, applies, acknowledges, and begins again after any fault.
+ * Peers share nothing but the local server, so a slow or dead one delays no other.
+ */
+export class Peer {
+  readonly #context: PeerContext;
+  readonly #region: RegionConfig;
+  readonly #slot: string;
+  #state: PeerState = 'connecting';
+  #since = new Date();
+  #lastError: LastError | null = null;
+  #isolate = false;
+  #decoder: Decoder | undefined;
+  #walsender: Walsender | undefined;
+  #store: Store | undefined;
+  #acks: Acknowledger | undefined;
+  #walEnd: LSN = LSN_ZERO;
+  #pendingSinceMs: number | undefined;
+  #clock = new DatabaseClock();
+  #retainedBytes: number | undefined;
+  #lostAtMs: number | undefined = performance.now();
+  #transactions = 0;
+  #rows = 0;
+  #conflicts = 0;
+  #parked = 0;
+  #countedBytes = 0;
+  #rate = 0;
+  #rateRows = 0;
+  #rateAtMs = performance.now();
+
+  constructor(context: PeerContext, region: RegionConfig) {
+    this.#context = context;
+    this.#region = region;
+    this.#slot = slotName(context.config.cluster, region.id, context.here.id);
+  }
+
+  /** Follows the peer until the signal; never rejects. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { log } = this.#context;
+    const peer = this.#region.name;
+    let failures = 0;
+    while (!signal.aborted) {
+      const connectedAt = performance.now();
+      try {
+        this.#enter('connecting');
+        log.event('peer.connecting', { peer, slot: this.#slot });
+        await this.#session(signal);
+      } catch (thrown) {
+        if (signal.aborted) break;
+        const error = classify(thrown, peer);
+        if (performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
+        failures++;
+        // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
+        if (error.code === 'apply_failed' && !this.#isolate) this.#isolate = true;
+        this.#fail(error);
+        this.#enter(error.retry === 'never' ? 'failed' : 'waiting');
+        this.#context.metrics.applyErrors.inc({ origin: peer, reason: error.code });
+        const waitMs = backoffMs(error.retry === 'never' ? failures + 4 : failures);
+        log.event('peer.retry', {
+          peer,
+          code: error.code,
+          error: error.message,
+          cure: error.cure,
+          retry_in_ms: Math.round(waitMs),
+        });
+        await pause(waitMs, signal);
+      }
+    }
+    this.#enter('stopped');
+  }
+
+  #fail(error: CoregentError): void {
+    this.#lastError = { code: error.code, message: error.message, at: new Date().toISOString() };
+  }
+
+  #enter(state: PeerState): void {
+    if (this.#state === state) return;
+    this.#state = state;
+    this.#since = new Date();
+    const up = state === 'streaming';
+    if (up) this.#lostAtMs = undefined;
+    else this.#lostAtMs ??= performance.now();
+    this.#context.metrics.linkUp.set({ origin: this.#region.name }, up ? 1 : 0);
+  }
+
+  async #session(signal: AbortSignal): Promise<void> {
+    const { here } = this.#context;
+    const name = this.#region.name;
+    const clients: pg.Client[] = [];
+    const timers: NodeJS.Timeout[] = [];
+    const ended = ending();
+    const onAbort = (): void => ended.reject(new CoregentError('peer_unreachable', 'stopping'));
+    signal.addEventListener('abort', onAbort);
+    const open = async (...args: Parameters<typeof connect>): Promise<pg.Client> => {
+      const client = await connect(...args);
+      clients.push(client);
+      client.on('error', (error) => ended.reject(classify(error, args[1])));
+      client.on('end', () =>
+        ended.reject(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
+      );
+      return client;
+    };
+    try {
+      const purpose = `${here.name} from ${name}`;
+      const apply = await open(here.localUrl, here.name, { purpose: `apply ${purpose}`, settings: APPLY_SETTINGS });
+      const control = await open(this.#region.url, name, { purpose: `control ${purpose}` });
+      const replication = await open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true });
+      const start = await this.#checkProgress(apply, replication);
+      await useOrigin(apply, this.#slot);
+      const targets = await prepareTargets(apply, await readTables(apply, here.name));
+      const fetch = makeFetch(() => control, name);
+      const store = new Store({
+        client: apply,
+        targets,
+        progress: { slot: this.#slot, peerId: this.#region.id },
+        lsn: start,
+        fetch,
+      });
+      store.isolateFaults(this.#isolate);
+      this.#store = store;
+      await this.#stream({ signal, replication, control, store, targets, start, ended, timers });
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+      for (const timer of timers) clearInterval(timer);
+      this.#countedBytes = 0;
+      this.#walsender?.close();
+      this.#walsender = undefined;
+      for (const client of clients) {
+        client.removeAllListeners('end');
+        (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+      }
+    }
+  }
+
+  /** The position to go on from. The peer must be the very server, on the very timeline, that it was. */
+  async #checkProgress(apply: pg.Client, replication: pg.Client): Promise<LSN> {
+    const where = this.#region.name;
+    const { rows } = await apply.query(
+      `select system_identifier, timeline, lsn::text from coregent.progress where slot = $1`,
+      [this.#slot],
+    );
+    const progress = rows[0];
+    if (!progress) throw new CoregentError('slot_missing', 'this region does not follow the peer yet', { where });
+    const { rows: identity } = await replication.query('IDENTIFY_SYSTEM');
+    const { systemid, timeline } = identity[0];
+    if (systemid !== progress.system_identifier || Number(timeline) !== progress.timeline) {
+      throw new CoregentError(
+        'peer_identity',
+        `the peer is server ${systemid} on timeline ${timeline}, progress is of ${progress.system_identifier} on ${progress.timeline}`,
+        { where },
+      );
+    }
+    return parseLsn(progress.lsn);
+  }
+
+  async #stream(session: {
+    signal: AbortSignal;
+    replication: pg.Client;
+    control: pg.Client;
+    store: Store;
+    targets: readonly Target[];
+    start: LSN;
+    ended: Ending;
+    timers: NodeJS.Timeout[];
+  }): Promise<void> {
+    const { config, log, metrics, clock } = this.#context;
+    const { store, start, ended, timers, control } = session;
+    const peer = this.#region.name;
+    const decoder = new Decoder({
+      region: this.#region.id,
+      progress: start,
+      limits: config.batch,
+      route: router(session.targets),
+    });
+    const acks = new Acknowledger(start);
+    this.#decoder = decoder;
+    this.#acks = acks;
+    let wake: (() => void) | undefined;
+    let applying = false;
+
+    const { rows } = await control.query(
+      `select extract(epoch from setting::interval * 1)::float8 as s from (select current_setting('wal_sender_timeout') as setting) x`,
+    );
+    const senderTimeoutMs = Number(rows[0].s) * 1000 || 60_000;
+    const { rows: version } = await control.query(`select current_setting('server_version_num')::int as v`);
+
+    const confirm = (): void => {
+      if (!applying && decoder.empty) acks.idle(decoder.position);
+      const durable = acks.durable;
+      this.#walsender?.confirm(laterLsn(decoder.position, durable), durable);
+    };
+    const walsender = await startWalsender(session.replication, {
+      slot: this.#slot,
+      publication: PUBLICATION,
+      start,
+      origin: version[0].v >= 160_000 ? 'none' : 'any',
+      reader: {
+        message: (bytes, from, to) => {
+          decoder.push(bytes, from, to);
+          if (decoder.ready) {
+            this.#pendingSinceMs ??= performance.now();
+            wake?.();
+          }
+          return !decoder.full;
+        },
+        keepalive: (walEnd) => {
+          decoder.keepalive(walEnd);
+          if (walEnd > this.#walEnd) this.#walEnd = walEnd;
+          if (!applying) confirm();
+        },
+        behind: () => applying && !decoder.empty,
+        closed: (error) => ended.reject(error),
+      },
+    });
+    this.#walsender = walsender;
+
+    let looks = 0;
+    let looking = false;
+    timers.push(
+      setInterval(() => {
+        if (acks.awaited === undefined || looking) return;
+        looking = true;
+        const look = async (): Promise<void> => {
+          if (++looks % FLUSH_PATIENCE === 0 && !applying) await this.#context.flush();
+          acks.flushed(await this.#context.flushedLsn());
+          if (acks.awaited === undefined) looks = 0;
+          confirm();
+        };
+        look()
+          .catch((error) => ended.reject(classify(error)))
+          .finally(() => {
+            looking = false;
+          });
+      }, FLUSH_POLL_MS),
+      // Keepalives have their own timer: a long commit must not cost the connection.
+      setInterval(confirm, Math.min(10_000, Math.max(500, senderTimeoutMs / 3))),
+      this.#probing(control, ended),
+    );
+    await this.#probe(control);
+
+    this.#enter('streaming');
+    this.#lastError = null;
+    log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
+
+    // The pipe: decode and batch fill in the background; stage, resolve and commit are the store's; then acknowledge.
+    for (;;) {
+      while (!decoder.ready) {
+        this.#pendingSinceMs = undefined;
+        await Promise.race([
+          ended.promise,
+          new Promise<void>((resolve) => {
+            wake = resolve;
+          }),
+        ]);
+      }
+      const batch = decoder.take();
+      applying = true;
+      walsender.resume();
+      await Promise.race([ended.promise, this.#waitForClock(batch, clock, session.signal)]);
+      const began = performance.now();
+      const receipt = await Promise.race([ended.promise, this.#applyPatiently(store, batch, session.signal)]);
+      applying = false;
+      if (receipt.localLsn !== undefined && batch.endLsn !== undefined) {
+        acks.applied(batch.endLsn, receipt.localLsn);
+        if (this.#isolate) {
+          this.#isolate = false;
+          store.isolateFaults(false);
+        }
+      }
+      this.#transactions += batch.transactions;
+      this.#rows += receipt.rows;
+      this.#conflicts += receipt.conflicts;
+      this.#parked += receipt.parked;
+      const labels = { origin: peer };
+      metrics.transactionsApplied.inc(labels, batch.transactions);
+      metrics.rowsApplied.inc(labels, receipt.rows);
+      metrics.batchRows.observe(labels, receipt.rows);
+      metrics.applySeconds.observe(labels, (performance.now() - began) / 1000);
+      if (receipt.conflicts > 0) log.event('conflict.recorded', { peer, conflicts: receipt.conflicts });
+      if (receipt.parked > 0) log.event('row.parked', { peer, rows: receipt.parked });
+      log.event('batch.applied', { peer, rows: receipt.rows, transactions: batch.transactions });
+    }
+  }
+
+  /** Applies; what only bad luck stopped (a deadlock, a lock timeout) is tried again as long as the batch is whole. */
+  async #applyPatiently(store: Store, batch: Batch, signal: AbortSignal): ReturnType<Store['apply']> {
+    for (let attempt = 1; ; attempt++) {
+      const whole = batch.complete && !store.open;
+      try {
+        return await store.apply(batch);
+      } catch (error) {
+        const { code } = classify(error);
+        if (!whole || signal.aborted) throw error;
+        if (code === 'apply_failed' && !this.#isolate) {
+          this.#isolate = true;
+          store.isolateFaults(true);
+        } else if (code !== 'apply_interrupted' || attempt >= 8) {
+          throw error;
+        }
+        await pause(backoffMs(attempt), signal);
+      }
+    }
+  }
+
+  /**
+   * A row is applied only when this region's clock has passed its version, so that whoever sees it writes a greater one.
+   * A peer whose clock runs ahead by more than `clock.max_offset` waits loudly.
+   */
+  async #waitForClock(batch: Batch, clock: DatabaseClock, signal: AbortSignal): Promise<void> {
+    let told = false;
+    for (;;) {
+      const aheadMs = clock.aheadMs(batch.maxVersion);
+      if (aheadMs <= 0 || signal.aborted) break;
+      if (aheadMs > this.#context.config.clock.maxOffsetMs && !told) {
+        told = true;
+        this.#enter('waiting');
+        this.#fail(
+          new CoregentError('clock_ahead', `its rows are ${Math.round(aheadMs)} ms ahead of this region’s clock`),
+        );
+        this.#context.log.event('clock.ahead', { peer: this.#region.name, ahead_ms: Math.round(aheadMs) });
+      }
+      await pause(Math.min(aheadMs + 0.1, 1_000), signal);
+    }
+    if (told) {
+      this.#context.log.event('clock.back', { peer: this.#region.name });
+      this.#lastError = null;
+      this.#enter('streaming');
+    }
+  }
+
+  #probing(control: pg.Client, ended: Ending): NodeJS.Timeout {
+    let running = false;
+    return setInterval(() => {
+      if (running) return;
+      running = true;
+      const late = setTimeout(
+        () => ended.reject(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
+        PROBE_TIMEOUT_MS,
+      );
+      this.#probe(control)
+        .catch((error) => ended.reject(classify(error)))
+        .finally(() => {
+          clearTimeout(late);
+          running = false;
+        });
+    }, PROBE_MS);
+  }
+
+  async #probe(control: pg.Client): Promise<void> {
+    await this.#clock.read(control);
+    const { rows } = await control.query(
+      `select pg_current_wal_lsn()::text as lsn, (pg_current_wal_lsn() - restart_lsn)::float8 as retained
+        from pg_replication_slots where slot_name = $1`,
+      [this.#slot],
+    );
+    if (!rows[0]) return;
+    const lsn = parseLsn(rows[0].lsn);
+    if (lsn > this.#walEnd) this.#walEnd = lsn;
+    this.#retainedBytes = Number(rows[0].retained);
+  }
+
+  /** How far behind this region is, in ms: age of the oldest write that may be missing here. */
+  #lagMs(): number {
+    const since = this.#lostAtMs ?? this.#pendingSinceMs;
+    return since === undefined ? 0 : performance.now() - since;
+  }
+
+  /** Rows waiting here because they could not be applied, since the agent started. */
+  get parked(): number {
+    return this.#parked;
+  }
+
+  get conflicts(): number {
+    return this.#conflicts;
+  }
+
+  /** Sets the gauges of this link. */
+  measure(): void {
+    const { metrics } = this.#context;
+    const labels = { origin: this.#region.name };
+    const offset = offsetMs(this.#clock, this.#context.clock);
+    metrics.lag.set(labels, this.#lagMs() / 1000);
+    metrics.lagBytes.set(labels, this.#lagBytes());
+    if (this.#acks) metrics.confirmedLSN.set(labels, Number(this.#acks.durable));
+    if (this.#retainedBytes !== undefined) metrics.slotRetained.set({ slot: this.#slot }, this.#retainedBytes);
+    if (offset !== undefined) metrics.clockSkew.set({ peer: this.#region.name }, offset / 1000);
+    const received = this.#walsender?.receivedBytes ?? 0;
+    metrics.receivedBytes.inc(labels, Math.max(0, received - this.#countedBytes));
+    this.#countedBytes = received;
+    const now = performance.now();
+    this.#rate = (this.#rows - this.#rateRows) / ((now - this.#rateAtMs) / 1000);
+    this.#rateRows = this.#rows;
+    this.#rateAtMs = now;
+  }
+
+  #lagBytes(): number {
+    const received = this.#decoder?.position ?? LSN_ZERO;
+    return this.#walEnd > received ? Number(this.#walEnd - received) : 0;
+  }
+
+  status(): PeerStatus {
+    const acks = this.#acks;
+    const received = this.#decoder?.position ?? LSN_ZERO;
+    const offset = offsetMs(this.#clock, this.#context.clock);
+    return {
+      region: this.#region.name,
+      id: this.#region.id,
+      state: this.#state,
+      since: this.#since.toISOString(),
+      received_lsn: formatLsn(received),
+      applied_lsn: formatLsn(this.#store?.lsn ?? LSN_ZERO),
+      durable_lsn: formatLsn(acks?.durable ?? LSN_ZERO),
+      lag_bytes: this.#lagBytes(),
+      lag_ms: Math.round(this.#lagMs()),
+      rows_per_second: Math.round(this.#rate),
+      clock_offset_ms: offset === undefined ? null : Math.round(offset * 10) / 10,
+      transactions: this.#transactions,
+      rows: this.#rows,
+      conflicts: this.#conflicts,
+      last_error: this.#lastError,
+    };
+  }
+}
+
+/** Maps a peer's relations to this region's tables, by name. */
+function router(targets: readonly Target[]): (relation: Relation) => Route | undefined {
+  const rows = new Map(
+    targets.map((target) => [`${target.staging.table.schema}\0${target.staging.table.name}`, target]),
+  );
+  const tombstones = new Map(targets.map((target) => [tombstoneName(target.staging.table), target]));
+  return (relation) => {
+    const tombstone = relation.schema === 'coregent';
+    const target = tombstone ? tombstones.get(relation.name) : rows.get(`${relation.schema}\0${relation.name}`);
+    if (!target) return undefined;
+    const staged = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
+    return makeRoute(relation, target.staging, tombstone, { staged, version: VERSION, parent: PARENT });
+  };
+}
+
+/** The end of a session, whatever brings it. */
+interface Ending {
+  readonly promise: Promise<never>;
+  readonly reject: (error: CoregentError) => void;
+}
+
+function ending(): Ending {
+  let reject: (error: CoregentError) => void = () => {};
+  const promise = new Promise<never>((_, no) => {
+    reject = no;
+  });
+  promise.catch(() => {});
+  return { promise, reject };
+}
+
+function backoffMs(failures: number): number {
+  const most = Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (failures - 1));
+  return most / 2 + (Math.random() * most) / 2;
+}
+
+/** Resolves after `ms`, or at once when the signal comes. */
+export function pause(ms: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener('abort', done);
+  });
+}

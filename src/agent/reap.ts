@@ -1,0 +1,129 @@
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import type { Log } from '../log.ts';
+import { CoregentError, classify } from '../model/error.ts';
+import { type Table, tombstoneName, VERSION } from '../model/table.ts';
+import { readTables, slotName } from '../pg/catalog.ts';
+import { connect } from '../pg/connect.ts';
+import { ident, qualified } from '../pg/quote.ts';
+import { APPLY_SETTINGS } from '../pg/store.ts';
+import { pause } from './peer.ts';
+
+/** How often a barrier looks whether the slots have passed it, in ms. */
+const BARRIER_POLL_MS = 500;
+/** A barrier that takes longer waits for the next round: a region is away. */
+const BARRIER_PATIENCE_MS = 60_000;
+
+export interface ReapOptions {
+  readonly config: Config;
+  readonly here: RegionConfig;
+  readonly local: pg.Client;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+}
+
+/** Removes stable tombstones of this region every `tombstones.interval`, until the signal. Never rejects. */
+export async function reaping(options: ReapOptions): Promise<void> {
+  const { config, here, log, signal } = options;
+  for (;;) {
+    await pause(config.tombstones.intervalMs, signal);
+    if (signal.aborted) return;
+    try {
+      const reaped = await reap(options);
+      if (reaped > 0) log.event('tombstones.reaped', { tombstones: reaped });
+    } catch (error) {
+      // A region that is away keeps every tombstone; that is what they are for.
+      if (!signal.aborted) log.event('tombstones.kept', { reason: classify(error, here.name) });
+    }
+  }
+}
+
+/**
+ * One round. A tombstone may go once no older write of its key can arrive any more (causal stability):
+ * 1. every region has applied all that any region had committed when the tombstone was seen, so all know the delete;
+ * 2. this region has applied all that any region had committed after that, so nothing written in ignorance is in flight.
+ * Both are the same barrier, passed twice. By age alone nothing ever goes. Returns how many were removed.
+ */
+export async function reap({ config, here, local, signal }: ReapOptions): Promise<number> {
+  const tables = await readTables(local, here.name);
+  const withTombstones: Table[] = [];
+  for (const table of tables) {
+    const { rows } = await local.query(`select exists (select from ${tombstones(table)}) as any`);
+    if (rows[0].any) withTombstones.push(table);
+  }
+  if (withTombstones.length === 0) return 0;
+
+  const { rows } = await local.query(`select pg_snapshot_xmin(pg_current_snapshot())::text as horizon`);
+  const horizon = rows[0].horizon as string;
+  const clients: { region: RegionConfig; client: pg.Client }[] = [];
+  const apply = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, settings: APPLY_SETTINGS });
+  try {
+    for (const region of config.regions) {
+      clients.push({ region, client: await connect(region.url, region.name, { purpose: `barrier ${here.name}` }) });
+    }
+    await barrier(config, clients, signal);
+    await barrier(config, clients, signal);
+    let reaped = 0;
+    for (const table of withTombstones) reaped += await removeStable(apply, table, horizon);
+    return reaped;
+  } finally {
+    await apply.end().catch(() => {});
+    for (const { client } of clients) await client.end().catch(() => {});
+  }
+}
+
+/** Waits until every region has durably applied all that every other had committed when it was called. */
+export async function barrier(
+  config: Config,
+  clients: readonly { readonly region: RegionConfig; readonly client: pg.Client }[],
+  signal: AbortSignal,
+): Promise<void> {
+  const deadline = performance.now() + BARRIER_PATIENCE_MS;
+  const marks = await Promise.all(
+    clients.map(
+      async ({ client }) => (await client.query('select pg_current_wal_insert_lsn()::text as lsn')).rows[0].lsn,
+    ),
+  );
+  for (const [index, { region, client }] of clients.entries()) {
+    const slots = config.regions
+      .filter((other) => other !== region)
+      .map((puller) => slotName(config.cluster, region.id, puller.id));
+    for (;;) {
+      const { rows } = await client.query(
+        `select count(*)::int as passed from pg_replication_slots where slot_name = any ($1) and confirmed_flush_lsn >= $2::pg_lsn`,
+        [slots, marks[index]],
+      );
+      if (rows[0].passed === slots.length) break;
+      if (signal.aborted || performance.now() > deadline) {
+        throw new CoregentError('peer_unreachable', `not every region has confirmed the writes of ${region.name}`);
+      }
+      await pause(BARRIER_POLL_MS, signal);
+    }
+  }
+}
+
+/**
+ * Removes tombstones that were committed before the horizon. A row that is older than its tombstone
+ * (an insert that was under way, unseen, when the delete arrived) goes first: the join owes that.
+ */
+async function removeStable(apply: pg.Client, table: Table, horizon: string): Promise<number> {
+  const target = qualified(table.schema, table.name);
+  const onKey = table.key.map((name) => `t.${ident(name)} = x.${ident(name)}`).join(' and ');
+  const stable = `age(x.xmin) > age($1::xid8::xid)`;
+  await apply.query('begin');
+  try {
+    await apply.query(
+      `delete from ${target} t using ${tombstones(table)} x where ${onKey} and t.${ident(VERSION)} < x.${ident(VERSION)}`,
+    );
+    const { rowCount } = await apply.query(`delete from ${tombstones(table)} x where ${stable}`, [horizon]);
+    await apply.query('commit');
+    return rowCount ?? 0;
+  } catch (error) {
+    await apply.query('rollback').catch(() => {});
+    throw error;
+  }
+}
+
+function tombstones(table: Table): string {
+  return qualified('coregent', tombstoneName(table));
+}

@@ -1,0 +1,79 @@
+import pg from 'pg';
+import { classify } from '../model/error.ts';
+import type { Secret } from '../model/secret.ts';
+
+/**
+ * Settings every session of ours pins, so that no database, role or application default can change what a value means,
+ * whose function a name reaches, or how a prepared statement is planned.
+ */
+const PINNED = [
+  ['search_path', 'pg_catalog, pg_temp'],
+  ['DateStyle', 'ISO, YMD'],
+  ['IntervalStyle', 'postgres'],
+  ['TimeZone', 'UTC'],
+  ['extra_float_digits', '3'],
+  ['bytea_output', 'hex'],
+  ['lc_monetary', 'C'],
+  ['xmloption', 'content'],
+  ['row_security', 'off'],
+  ['statement_timeout', '0'],
+  ['idle_in_transaction_session_timeout', '0'],
+  ['default_transaction_isolation', 'read committed'],
+  ['default_transaction_read_only', 'off'],
+  ['client_encoding', 'UTF8'],
+] as const;
+
+/** What a connection is for; shown in `pg_stat_activity.application_name`. */
+export interface ConnectOptions {
+  /** Ends up as `coregent <purpose>`. */
+  readonly purpose: string;
+  /** A connection that speaks the replication protocol; it pins nothing. */
+  readonly replication?: boolean;
+  /** How long to wait for the connection, in ms. */
+  readonly timeoutMs?: number;
+  /** Further settings. */
+  readonly settings?: readonly (readonly [name: string, value: string])[];
+}
+
+/**
+ * Connects and pins the session. The client has an `error` listener, so a lost connection never ends the process.
+ * Throws `peer_unreachable` and its relatives with `where` set.
+ */
+export async function connect(url: Secret, where: string, options: ConnectOptions): Promise<pg.Client> {
+  const client = new pg.Client({
+    connectionString: url.reveal(),
+    application_name: `coregent ${options.purpose}`,
+    connectionTimeoutMillis: options.timeoutMs ?? 10_000,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
+    ...(options.replication ? { replication: 'database' } : {}),
+  } as pg.ClientConfig);
+  client.on('error', () => {});
+  try {
+    await client.connect();
+    if (!options.replication) {
+      const settings = [...PINNED, ...(options.settings ?? [])];
+      await client.query(
+        `select ${settings.map((_, index) => `pg_catalog.set_config($${2 * index + 1}, $${2 * index + 2}, false)`).join(', ')}`,
+        settings.flat(),
+      );
+    }
+    return client;
+  } catch (error) {
+    client.end().catch(() => {});
+    throw classify(error, where);
+  }
+}
+
+/** Runs `work` in a transaction; rolls back and rethrows when it fails. */
+export async function transaction<T>(client: pg.Client, work: () => Promise<T>): Promise<T> {
+  await client.query('begin');
+  try {
+    const result = await work();
+    await client.query('commit');
+    return result;
+  } catch (error) {
+    await client.query('rollback').catch(() => {});
+    throw error;
+  }
+}

@@ -1,0 +1,168 @@
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import { CoregentError } from '../model/error.ts';
+import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
+import { transaction } from './connect.ts';
+import { ident, literal, qualified } from './quote.ts';
+import { stampingSql, TRIGGERS, triggerFunctions } from './triggers.ts';
+
+/** One change to one region, as `apply --dry-run` prints it. */
+export interface Action {
+  readonly region: string;
+  /** For people: `stamp public.orders`. */
+  readonly what: string;
+  /** Statements run in one transaction. */
+  readonly sql: readonly string[];
+}
+
+/** Waits this long for a table's lock before letting the application go first, in ms. */
+const LOCK_TIMEOUT_MS = 2_000;
+const LOCK_TRIES = 60;
+
+/**
+ * The changes that bring one region to what the configuration says; empty when there are none.
+ * `tables` are the tables to replicate as this region has them.
+ * Throws `refused` when the database already belongs to another region or cluster.
+ */
+export async function planRegion(
+  client: pg.Client,
+  config: Config,
+  region: RegionConfig,
+  tables: readonly { readonly table: FoundTable; readonly rule: string }[],
+): Promise<Action[]> {
+  const actions: Action[] = [];
+  const add = (what: string, sql: readonly string[]): void => {
+    actions.push({ region: region.name, what, sql });
+  };
+  const installed = await readInstalled(client, region.name);
+  if (installed) {
+    const { id, name, cluster } = installed.region;
+    if (id !== region.id || name !== region.name || cluster !== config.cluster) {
+      throw new CoregentError('refused', `this database is region ${name} (${id}) of cluster ${cluster}`, {
+        where: region.name,
+        cure: 'Correct the region’s url or id; or run `coregent remove` with the file that made it.',
+      });
+    }
+  } else {
+    const catalog = await readFile(new URL('../../sql/0001_catalog.sql', import.meta.url), 'utf8');
+    add('create schema coregent', [
+      catalog,
+      `insert into coregent.this_region values (${region.id}, ${literal(region.name)}, ${literal(config.cluster)})`,
+    ]);
+  }
+
+  const known = installed
+    ? (await client.query(`select id, name from coregent.regions`)).rows.map((row) => `${row.id} ${row.name}`)
+    : [];
+  const wanted = config.regions.map(({ id, name }) => `${id} ${name}`);
+  if ([...known].sort().join() !== [...wanted].sort().join()) {
+    add('list the regions', [
+      'delete from coregent.regions',
+      `insert into coregent.regions values ${config.regions.map(({ id, name }) => `(${id}, ${literal(name)})`).join(', ')}`,
+    ]);
+  }
+
+  const { rows: publications } = await client.query(`select pubname from pg_publication where pubname = $1`, [
+    PUBLICATION,
+  ]);
+  if (publications.length === 0) {
+    add(`create publication ${PUBLICATION}`, [
+      `create publication ${ident(PUBLICATION)} with (publish = 'insert, update', publish_via_partition_root = true)`,
+    ]);
+  }
+  const { rows: published } = await client.query(
+    `select schemaname || '.' || tablename as label from pg_publication_tables where pubname = $1`,
+    [PUBLICATION],
+  );
+  const inPublication = new Set(published.map((row) => row.label as string));
+  const { rows: registered } = installed
+    ? await client.query(`select table_id, rule, stamp from coregent.tables`)
+    : { rows: [] };
+  const byId = new Map(registered.map((row) => [row.table_id as string, row]));
+
+  for (const { table, rule } of tables) {
+    const row = byId.get(tableId(table));
+    const stamp = stampHash(table, region.id);
+    const whole =
+      row?.rule === rule &&
+      row.stamp === stamp &&
+      table.stamped &&
+      Object.values(TRIGGERS).every((name) => table.triggers.includes(name)) &&
+      inPublication.has(tableLabel(table)) &&
+      inPublication.has(`coregent.${tombstoneName(table)}`);
+    if (whole) continue;
+    add(`stamp ${tableLabel(table)}`, tableSql(table, region.id, rule, stamp, inPublication));
+  }
+  return actions;
+}
+
+/** Changes when what stamps the table must change. */
+function stampHash(table: Table, region: number): string {
+  return createHash('sha256').update(stampingSql(table, region).join('\0')).digest('hex').slice(0, 16);
+}
+
+function tableSql(
+  table: Table,
+  region: number,
+  rule: string,
+  stamp: string,
+  inPublication: ReadonlySet<string>,
+): string[] {
+  const target = qualified(table.schema, table.name);
+  const tombs = qualified('coregent', tombstoneName(table));
+  const byName = new Map(table.columns.map((column) => [column.name, column]));
+  const key = table.key.map((name) => {
+    const column = byName.get(name)!;
+    return `${ident(name)} ${column.type}${column.collation ? ` collate ${column.collation}` : ''} not null`;
+  });
+  const publish = [
+    ...(inPublication.has(tableLabel(table)) ? [] : [`table ${target}`]),
+    ...(inPublication.has(`coregent.${tombstoneName(table)}`) ? [] : [`table ${tombs}`]),
+  ];
+  return [
+    // Writers wait here, so that no write is between "not stamped" and "published".
+    `lock table ${target} in access exclusive mode`,
+    `create table if not exists ${tombs} (${key.join(', ')}, ${ident(VERSION)} int8 not null, ${ident(PARENT)} int8 not null, primary key (${table.key.map(ident).join(', ')}))`,
+    `alter table ${target} add column if not exists ${ident(VERSION)} int8 not null default 0, add column if not exists ${ident(PARENT)} int8 not null default 0`,
+    ...stampingSql(table, region),
+    ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
+    ...publish.map((what) => `alter publication ${ident(PUBLICATION)} add ${what}`),
+    `insert into coregent.tables (table_id, schema_name, table_name, rule, stamp)
+      values (${literal(tableId(table))}, ${literal(table.schema)}, ${literal(table.name)}, ${literal(rule)}, ${literal(stamp)})
+      on conflict (table_id) do update set rule = excluded.rule, stamp = excluded.stamp`,
+  ];
+}
+
+/** Runs an action. A table that the application holds is tried again and again, each time for a short while only. */
+export async function runAction(client: pg.Client, action: Action): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await transaction(client, async () => {
+        await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+        for (const statement of action.sql) await client.query(statement);
+      });
+      return;
+    } catch (error) {
+      if ((error as { code?: string }).code !== '55P03' || attempt === LOCK_TRIES) throw error;
+    }
+  }
+}
+
+/** The statements that take everything of ours out of a region, but for slots and replication origins. */
+export async function removalSql(client: pg.Client): Promise<string[]> {
+  const statements: string[] = [`drop publication if exists ${ident(PUBLICATION)}`];
+  for (const table of await findTables(client)) {
+    const target = qualified(table.schema, table.name);
+    for (const trigger of table.triggers) statements.push(`drop trigger if exists ${ident(trigger)} on ${target}`);
+    if (table.stamped) {
+      statements.push(
+        `alter table ${target} drop column if exists ${ident(VERSION)}, drop column if exists ${ident(PARENT)}`,
+      );
+    }
+  }
+  statements.push('drop schema if exists coregent cascade');
+  return statements;
+}

@@ -1,0 +1,116 @@
+import type pg from 'pg';
+import { to as copyTo } from 'pg-copy-streams';
+import { CoregentError } from '../model/error.ts';
+import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
+import { Batch, type Route } from '../pipe/batch.ts';
+import { emptyLocated } from '../wire/pgoutput.ts';
+import { ident, qualified } from './quote.ts';
+import type { Store, Target } from './store.ts';
+
+/** Rows and bytes of one local transaction of a join. */
+const BATCH_ROWS = 20_000;
+const BATCH_BYTES = 16 * 1024 * 1024;
+const HEADER_BYTES = 19;
+
+/** What joining a table's rows did. */
+export interface Joined {
+  readonly rows: number;
+  readonly conflicts: number;
+}
+
+/**
+ * Copies a peer's rows and tombstones of one table through the same join that applies its stream.
+ * Idempotent, and safe while writes and agents go on, as long as the peer's slot was made before:
+ * what commits later arrives by the slot, and what arrives twice changes nothing.
+ */
+export async function joinTable(
+  peer: pg.Client,
+  store: Store,
+  target: Target,
+  onRows: (rows: number) => void,
+): Promise<Joined> {
+  let rows = 0;
+  let conflicts = 0;
+  for (const tombstone of [true, false]) {
+    const { table } = target.staging;
+    const columns = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
+    const from = tombstone ? qualified('coregent', tombstoneName(table)) : qualified(table.schema, table.name);
+    const route = straightRoute(target, tombstone, columns);
+    let batch = new Batch();
+    for await (const tuple of copyOut(
+      peer,
+      `copy (select ${columns.map(ident).join(', ')} from ${from}) to stdout (format binary)`,
+    )) {
+      batch.add(route, tuple.bytes, tuple.at, false);
+      if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
+      conflicts += (await store.apply(batch)).conflicts;
+      rows += batch.rows;
+      onRows(batch.rows);
+      batch = new Batch();
+    }
+    if (batch.rows === 0) continue;
+    conflicts += (await store.apply(batch)).conflicts;
+    rows += batch.rows;
+    onRows(batch.rows);
+  }
+  return { rows, conflicts };
+}
+
+/** A route for tuples that come in staged order. */
+function straightRoute({ staging }: Target, tombstone: boolean, columns: readonly string[]): Route {
+  return {
+    staging,
+    tombstone,
+    source: Int32Array.from(columns, (_, index) => index),
+    key: Int32Array.from(staging.table.key, (name) => columns.indexOf(name)),
+    version: columns.indexOf(VERSION),
+    parent: columns.indexOf(PARENT),
+  };
+}
+
+/** The tuples of a binary `COPY … TO STDOUT`; each is valid until the next. */
+async function* copyOut(
+  client: pg.Client,
+  sql: string,
+): AsyncGenerator<{ bytes: Buffer; at: ReturnType<typeof emptyLocated> }> {
+  const at = emptyLocated();
+  let bytes: Buffer = Buffer.alloc(0);
+  let pos = 0;
+  let begun = false;
+  for await (const chunk of client.query(copyTo(sql)) as AsyncIterable<Buffer>) {
+    bytes = pos === bytes.length ? chunk : Buffer.concat([bytes.subarray(pos), chunk]);
+    pos = 0;
+    if (!begun) {
+      if (bytes.length < HEADER_BYTES) continue;
+      pos = HEADER_BYTES + bytes.readInt32BE(HEADER_BYTES - 4);
+      begun = true;
+    }
+    for (;;) {
+      const end = locateCopied(bytes, pos, at);
+      if (end === undefined) break;
+      if (at.count < 0) return;
+      yield { bytes, at };
+      pos = end;
+    }
+  }
+  throw new CoregentError('peer_protocol', 'the copy ended without its trailer');
+}
+
+/** Finds the columns of a COPY tuple; undefined when it is not whole yet; a count of -1 is the trailer. */
+function locateCopied(bytes: Buffer, start: number, at: ReturnType<typeof emptyLocated>): number | undefined {
+  if (start + 2 > bytes.length) return undefined;
+  const count = bytes.readInt16BE(start);
+  at.count = count;
+  at.unchanged = 0;
+  let pos = start + 2;
+  for (let column = 0; column < count; column++) {
+    if (pos + 4 > bytes.length) return undefined;
+    const length = bytes.readInt32BE(pos);
+    pos += 4;
+    at.start[column] = pos;
+    at.length[column] = length;
+    if (length > 0) pos += length;
+    if (pos > bytes.length) return undefined;
+  }
+  return pos;
+}

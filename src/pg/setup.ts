@@ -1,0 +1,306 @@
+import type pg from 'pg';
+import { type Config, type RegionConfig, ruleFor } from '../config.ts';
+import { CoregentError, classify, type Fault } from '../model/error.ts';
+import { LSN_ZERO } from '../model/lsn.ts';
+import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
+import { type FoundTable, findTables, readInstalled, readTables, slotName } from './catalog.ts';
+import { connect } from './connect.ts';
+import { type Action, planRegion, runAction } from './install.ts';
+import { joinTable } from './join.ts';
+import { useOrigin } from './origin.ts';
+import { qualified } from './quote.ts';
+import { APPLY_SETTINGS, prepareTargets, Store } from './store.ts';
+
+/** One region with an open connection. */
+export interface OpenRegion {
+  readonly region: RegionConfig;
+  readonly client: pg.Client;
+}
+
+/** Connects to every region. Throws with every unreachable one named. */
+export async function openRegions(config: Config, purpose: string): Promise<OpenRegion[]> {
+  const settled = await Promise.allSettled(
+    config.regions.map(async (region) => ({ region, client: await connect(region.url, region.name, { purpose }) })),
+  );
+  const open = settled.flatMap((each) => (each.status === 'fulfilled' ? [each.value] : []));
+  const failed = settled.flatMap((each) => (each.status === 'rejected' ? [classify(each.reason)] : []));
+  if (failed.length === 0) return open;
+  await closeRegions(open);
+  const [first] = failed;
+  if (failed.length === 1) throw first;
+  throw new CoregentError(first!.code, 'several regions cannot be reached', {
+    faults: failed.map((error) => ({ path: error.where ?? '', message: error.message })),
+  });
+}
+
+export async function closeRegions(open: readonly OpenRegion[]): Promise<void> {
+  await Promise.all(open.map(({ client }) => client.end().catch(() => {})));
+}
+
+/** A table to replicate and what each region has of it, in the order of the regions. */
+interface ChosenTable {
+  readonly label: string;
+  readonly rule: string;
+  readonly found: readonly FoundTable[];
+}
+
+/** The tables that the configuration names, checked in every region. Throws `refused` with every fault at once. */
+async function chooseTables(config: Config, open: readonly OpenRegion[]): Promise<ChosenTable[]> {
+  const perRegion = await Promise.all(open.map(({ client }) => findTables(client)));
+  const labels = new Map<string, string>();
+  for (const tables of perRegion) {
+    for (const table of tables) {
+      const rule = ruleFor(config, table.schema, table.name);
+      if (rule && table.kind !== 'partition') labels.set(tableLabel(table), rule.conflict);
+    }
+  }
+  const faults: Fault[] = [];
+  const chosen: ChosenTable[] = [];
+  for (const [label, rule] of [...labels].sort()) {
+    const found = perRegion.map((tables) => tables.find((table) => tableLabel(table) === label));
+    const before = faults.length;
+    for (const [index, table] of found.entries()) {
+      const message = table
+        ? unfit(table)
+        : 'is missing: create it there too (pg_dump --schema-only), or leave it out of `tables`';
+      if (message) faults.push({ path: `${label} in ${open[index]!.region.name}`, message });
+    }
+    if (faults.length > before) continue;
+    const [first, ...others] = found as FoundTable[];
+    for (const [index, other] of others.entries()) {
+      const message = difference(first!, other);
+      if (message)
+        faults.push({
+          path: `${label} in ${open[index + 1]!.region.name}`,
+          message: `${message} (compared with ${open[0]!.region.name})`,
+        });
+    }
+    chosen.push({ label, rule, found: found as FoundTable[] });
+  }
+  if (faults.length > 0) {
+    throw new CoregentError('refused', 'these tables cannot be replicated as they are', {
+      faults,
+      cure: 'Mend each table as it says, or name only the others under `tables` in the configuration.',
+    });
+  }
+  if (chosen.length === 0) {
+    throw new CoregentError('refused', 'no table of the databases is named under `tables`', {
+      where: config.path,
+      cure: 'Name tables as schema.table; `public.*` is all of the schema public.',
+    });
+  }
+  return chosen;
+}
+
+function unfit(table: FoundTable): string | undefined {
+  if (table.kind === 'other') return 'is not an ordinary table';
+  if (table.kind === 'partitioned') return 'is partitioned, which this version does not replicate yet';
+  if (table.unlogged) return 'is unlogged, so its changes are not in the WAL: alter table … set logged';
+  if (table.key.length === 0) return 'has no usable primary key: alter table … add primary key (…), not deferrable';
+  return undefined;
+}
+
+function difference(a: FoundTable, b: FoundTable): string | undefined {
+  const missing = a.columns.find((column) => !b.columns.some((other) => other.name === column.name));
+  if (missing) return `lacks the column ${missing.name}`;
+  const extra = b.columns.find((column) => !a.columns.some((other) => other.name === column.name));
+  if (extra) return `has a further column ${extra.name}`;
+  for (const column of a.columns) {
+    const other = b.columns.find((each) => each.name === column.name)!;
+    if (other.type !== column.type) return `has the column ${column.name} as ${other.type}, not ${column.type}`;
+  }
+  if (a.key.join() !== b.key.join()) return `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`;
+  return undefined;
+}
+
+/** One direction between two regions. */
+interface Edge {
+  readonly from: OpenRegion;
+  readonly to: OpenRegion;
+  readonly slot: string;
+}
+
+/** What `apply` will do. Empty actions, edges and joins: nothing. */
+export interface Plan {
+  readonly actions: readonly Action[];
+  /** Slots to make. */
+  readonly edges: readonly Edge[];
+  /** Rows to join, known now; new slots add all their tables. */
+  readonly joins: readonly { readonly edge: Edge; readonly table: string }[];
+}
+
+/** Finds out what separates the regions from the configuration. Changes nothing. */
+export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
+  const chosen = await chooseTables(config, open);
+  const actions: Action[] = [];
+  for (const [index, { region, client }] of open.entries()) {
+    const tables = chosen.map(({ found, rule }) => ({ table: found[index]!, rule }));
+    actions.push(...(await planRegion(client, config, region, tables)));
+  }
+  const edges: Edge[] = [];
+  const joins: { edge: Edge; table: string }[] = [];
+  for (const edge of edgesOf(config, open)) {
+    const whole = await edgeIsWhole(edge);
+    if (!whole) edges.push(edge);
+    const joined = whole
+      ? (await edge.to.client.query(`select table_id from coregent.joined where slot = $1`, [edge.slot])).rows
+      : [];
+    const ids = new Set(joined.map((row) => row.table_id as string));
+    for (const { found, label } of chosen) if (!ids.has(tableId(found[0]!))) joins.push({ edge, table: label });
+  }
+  return { actions, edges, joins };
+}
+
+function edgesOf(config: Config, open: readonly OpenRegion[]): Edge[] {
+  return open.flatMap((from) =>
+    open
+      .filter((to) => to !== from)
+      .map((to) => ({ from, to, slot: slotName(config.cluster, from.region.id, to.region.id) })),
+  );
+}
+
+async function edgeIsWhole({ from, to, slot }: Edge): Promise<boolean> {
+  const { rows: slots } = await from.client.query(
+    `select coalesce(wal_status, '') <> 'lost' as usable from pg_replication_slots where slot_name = $1 and database = current_database()`,
+    [slot],
+  );
+  if (!slots[0]?.usable || !(await readInstalled(to.client, to.region.name))) return false;
+  const { rows } = await to.client.query(`select 1 from coregent.progress where slot = $1`, [slot]);
+  return rows.length > 0;
+}
+
+/** Told what `apply` is doing. */
+export interface SetupEvents {
+  action(action: Action): void;
+  slot(edge: { readonly slot: string; readonly from: string; readonly to: string }): void;
+  /** A table's rows are being joined; returns what to call with each further count of rows, and at the end. */
+  join(
+    table: string,
+    from: string,
+    to: string,
+    estimatedRows: number,
+  ): { rows(more: number): void; done(conflicts: number): void };
+}
+
+/** Carries the plan out. Every step can be repeated, so an interrupted run is finished by the next. */
+export async function carryOut(
+  config: Config,
+  open: readonly OpenRegion[],
+  plan: Plan,
+  events: SetupEvents,
+): Promise<void> {
+  for (const action of plan.actions) {
+    events.action(action);
+    const { client } = open.find(({ region }) => region.name === action.region)!;
+    await runAction(client, action).catch((error) => {
+      throw classify(error, `${action.region}: ${action.what}`);
+    });
+  }
+  for (const edge of plan.edges) {
+    events.slot({ slot: edge.slot, from: edge.from.region.name, to: edge.to.region.name });
+    await makeEdge(edge);
+  }
+  await joinAll(config, open, events);
+}
+
+/** Makes the slot first and then the progress that starts at it; an old slot without its progress is of no use. */
+async function makeEdge({ from, to, slot }: Edge): Promise<void> {
+  const where = from.region.name;
+  try {
+    await to.client.query('delete from coregent.progress where slot = $1', [slot]);
+    await to.client.query('delete from coregent.joined where slot = $1', [slot]);
+    await from.client.query(
+      'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1',
+      [slot],
+    );
+    const { rows } = await from.client.query(
+      `select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')`,
+      [slot],
+    );
+    const replication = await connect(from.region.url, where, { purpose: 'apply', replication: true });
+    try {
+      const { rows: identity } = await replication.query('IDENTIFY_SYSTEM');
+      await to.client.query(
+        `insert into coregent.progress (slot, peer_id, system_identifier, timeline, lsn) values ($1, $2, $3, $4, $5)`,
+        [slot, from.region.id, identity[0].systemid, identity[0].timeline, rows[0].lsn],
+      );
+    } finally {
+      await replication.end().catch(() => {});
+    }
+  } catch (error) {
+    throw classify(error, where);
+  }
+}
+
+/** Joins every table of every edge that is not joined yet. A table that is empty at its peer needs nothing. */
+async function joinAll(config: Config, open: readonly OpenRegion[], events: SetupEvents): Promise<void> {
+  const work: { edge: Edge; id: string; label: string; rows: number }[] = [];
+  const empty: { edge: Edge; id: string }[] = [];
+  for (const edge of edgesOf(config, open)) {
+    const tables = await readTables(edge.from.client, edge.from.region.name);
+    const { rows } = await edge.to.client.query(`select table_id from coregent.joined where slot = $1`, [edge.slot]);
+    const done = new Set(rows.map((row) => row.table_id as string));
+    for (const table of tables) {
+      const id = tableId(table);
+      if (done.has(id)) continue;
+      const { rows: there } = await edge.from.client.query(
+        `select exists (select from ${qualified(table.schema, table.name)}) or exists (select from ${qualified('coregent', tombstoneName(table))}) as any,
+          greatest((select reltuples from pg_class where oid = $1), 0)::float8 as rows`,
+        [table.oid],
+      );
+      if (there[0].any) work.push({ edge, id, label: tableLabel(table), rows: there[0].rows });
+      else empty.push({ edge, id });
+    }
+  }
+  // What was empty before any row was joined holds nothing of its own: later writes come by the slot.
+  for (const { edge, id } of empty) await markJoined(edge, id);
+  for (const edge of new Set(work.map((each) => each.edge))) {
+    await joinEdge(
+      edge,
+      work.filter((each) => each.edge === edge),
+      events,
+    );
+  }
+}
+
+async function joinEdge(
+  edge: Edge,
+  work: readonly { id: string; label: string; rows: number }[],
+  events: SetupEvents,
+): Promise<void> {
+  const { from, to } = edge;
+  const apply = await connect(to.region.url, to.region.name, {
+    purpose: `join from ${from.region.name}`,
+    settings: APPLY_SETTINGS,
+  });
+  const origin = `${edge.slot}_join`;
+  try {
+    await useOrigin(apply, origin);
+    const targets = await prepareTargets(apply, await readTables(apply, to.region.name));
+    const store = new Store({
+      client: apply,
+      targets,
+      lsn: LSN_ZERO,
+      fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
+    });
+    for (const { id, label, rows } of work) {
+      const target = targets.find(({ staging }) => tableId(staging.table) === id)!;
+      const progress = events.join(label, from.region.name, to.region.name, rows);
+      const joined = await joinTable(from.client, store, target, (more) => progress.rows(more));
+      await markJoined(edge, id);
+      progress.done(joined.conflicts);
+    }
+  } finally {
+    await apply.end().catch(() => {});
+    await to.client
+      .query('select pg_replication_origin_drop(roname) from pg_replication_origin where roname = $1', [origin])
+      .catch(() => {});
+  }
+}
+
+async function markJoined({ to, slot }: Edge, id: string): Promise<void> {
+  await to.client.query('insert into coregent.joined (slot, table_id) values ($1, $2) on conflict do nothing', [
+    slot,
+    id,
+  ]);
+}

@@ -1,0 +1,474 @@
+import type pg from 'pg';
+import { CoregentError, classify } from '../model/error.ts';
+import { formatLsn, type LSN, parseLsn } from '../model/lsn.ts';
+import { PARENT, type Table, tableLabel, VERSION } from '../model/table.ts';
+import { asRecords, asTombstones, type Batch, type Group, type Staging, type TableBatch } from '../pipe/batch.ts';
+import { type Compiled, compile } from '../resolve/compile.ts';
+import { copyStream, recordArrayHeader, Tuples } from '../wire/tuples.ts';
+import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
+
+/** What applying a batch did. */
+export interface Receipt {
+  /** Local WAL position behind the commit; `undefined` while the local transaction is still open. */
+  readonly localLsn: LSN | undefined;
+  readonly conflicts: number;
+  readonly parked: number;
+  /** Rows written, of those received. */
+  readonly rows: number;
+}
+
+/** One table as this session applies it. */
+export interface Target {
+  readonly staging: Staging;
+  readonly compiled: Compiled;
+  readonly rowTypeOid: number;
+  readonly tombstoneTypeOid: number;
+}
+
+/** Gets the current rows of the peer for keys whose update did not carry every value; rows in `record` form. */
+export type FetchRows = (target: Target, keys: Tuples) => Promise<Tuples>;
+
+/** Where a batch's progress is kept. */
+export interface ProgressKey {
+  readonly slot: string;
+  readonly peerId: number;
+}
+
+/** Session settings of a connection that applies. */
+export const APPLY_SETTINGS = [
+  ['session_replication_role', 'replica'],
+  ['synchronous_commit', 'off'],
+  // Batches join a few thousand keys to tables of any size: always by index, whatever statistics say.
+  ['plan_cache_mode', 'force_generic_plan'],
+  ['enable_seqscan', 'off'],
+  ['enable_bitmapscan', 'off'],
+  ['enable_hashjoin', 'off'],
+  ['enable_mergejoin', 'off'],
+  ['enable_material', 'off'],
+  ['enable_memoize', 'off'],
+  ['jit', 'off'],
+] as const;
+
+/** Inserts of at least this many rows go by COPY straight into the table. */
+const COPY_ROWS = 40;
+/** After a COPY met an existing key, so many batches of that table go the other way; doubled at each failure. */
+const COPY_BACKOFF_MAX = 64;
+
+/** Prepares a session for applying: row types and compiled statements of every table. */
+export async function prepareTargets(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
+  const targets: Target[] = [];
+  for (const table of tables) {
+    const compiled = compile(table);
+    for (const statement of compiled.session) await client.query(statement);
+    const { rows } = await client.query('select $1::regtype::oid::int8 as r, $2::regtype::oid::int8 as k', [
+      compiled.rowType,
+      compiled.tombstoneType,
+    ]);
+    const oids = new Map(table.columns.map((column) => [column.name, column.oid]));
+    targets.push({
+      compiled,
+      staging: {
+        table,
+        rowOids: compiled.rowColumns.map((name) => (name === VERSION || name === PARENT ? 20 : oids.get(name)!)),
+        keyAt: table.key.map((name) => compiled.rowColumns.indexOf(name)),
+      },
+      rowTypeOid: Number(rows[0].r),
+      tombstoneTypeOid: Number(rows[0].k),
+    });
+  }
+  return targets;
+}
+
+/** What a clean statement was expected to do. */
+interface Expectation {
+  readonly target: Target;
+  readonly group: Group;
+  readonly records: Tuples;
+  readonly step: number;
+}
+
+/**
+ * Applies batches of one peer in this region: stage, resolve and commit of the pipe, in one local transaction per batch.
+ * Not for concurrent use; a failed call leaves the connection without an open transaction.
+ */
+export class Store {
+  readonly #client: pg.Client;
+  readonly #targets: ReadonlyMap<number, Target>;
+  readonly #progress: ProgressKey | undefined;
+  readonly #fetch: FetchRows;
+  #lsn: LSN;
+  /** Inside a local transaction that an incomplete batch began. */
+  #open = false;
+  /** After a fault: every row on its own terms. */
+  #isolate = false;
+  /** Steps to send ahead of the next ones, so that they cost no round trip of their own. */
+  #queued: Step[] = [];
+  #conflicts = 0;
+  #parked = 0;
+  readonly #copyPause = new Map<number, { left: number; next: number }>();
+
+  constructor(options: {
+    client: pg.Client;
+    targets: readonly Target[];
+    /** Without: a joining copy, which keeps no progress. */
+    progress?: ProgressKey;
+    lsn: LSN;
+    fetch: FetchRows;
+  }) {
+    this.#client = options.client;
+    this.#targets = new Map(options.targets.map((target) => [target.staging.table.oid, target]));
+    this.#progress = options.progress;
+    this.#lsn = options.lsn;
+    this.#fetch = options.fetch;
+  }
+
+  /** The peer's position that is applied here. */
+  get lsn(): LSN {
+    return this.#lsn;
+  }
+
+  /** Whether a local transaction is open, begun by an incomplete batch. */
+  get open(): boolean {
+    return this.#open;
+  }
+
+  /** From now on rows that fail are parked one by one instead of failing their batch. */
+  isolateFaults(isolate: boolean): void {
+    this.#isolate = isolate;
+  }
+
+  /**
+   * Applies a batch and, if it is complete, commits it together with the progress.
+   * Throws `apply_interrupted` (retry), `apply_failed` (retry with faults isolated), `progress_fenced`, or a lost connection.
+   */
+  async apply(batch: Batch): Promise<Receipt> {
+    this.#conflicts = 0;
+    this.#parked = 0;
+    try {
+      if (!this.#open) this.#queued = [{ text: 'begin' }];
+      this.#open = true;
+      if (this.#isolate) await this.#applyIsolated(batch);
+      else await this.#applyClean(batch);
+      let localLsn: LSN | undefined;
+      if (batch.complete) localLsn = await this.#commit(batch);
+      return { localLsn, conflicts: this.#conflicts, parked: this.#parked, rows: batch.rows };
+    } catch (error) {
+      this.#open = false;
+      this.#queued = [];
+      await this.#client.query('rollback').catch(() => {});
+      throw error;
+    }
+  }
+
+  async #commit(batch: Batch): Promise<LSN> {
+    const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }];
+    const progress = this.#progress;
+    if (progress && batch.endLsn !== undefined) {
+      steps.unshift({
+        // Divides by zero, and so ends the transaction, when progress is not where this agent left it.
+        text: `with moved as (
+            update coregent.progress set lsn = $3::pg_lsn, transactions = transactions + $4::int8,
+              committed_at = to_timestamp($5::float8), applied_at = clock_timestamp()
+            where slot = $1 and lsn = $2::pg_lsn returning 1)
+          select 1 / count(*) from moved`,
+        values: [
+          progress.slot,
+          formatLsn(this.#lsn),
+          formatLsn(batch.endLsn),
+          String(batch.transactions),
+          String(batch.committedAtMs / 1000),
+        ],
+      });
+    }
+    const { results, error } = await this.#run(steps);
+    if (error) {
+      if ((error as { code?: string }).code !== '22012') throw applyError(error);
+      throw new CoregentError('progress_fenced', 'progress is not where this agent left it', { where: progress!.slot });
+    }
+    this.#open = false;
+    const [committed, position] = results.slice(-2);
+    if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
+    if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
+    return parseLsn(position!.rows[0]![0]!);
+  }
+
+  async #run(steps: readonly Step[]): Promise<ScriptResult> {
+    const queued = this.#queued;
+    this.#queued = [];
+    const { results, error } = await runScript(this.#client, [...queued, ...steps]);
+    return { results: results.slice(queued.length), error };
+  }
+
+  async #must(steps: readonly Step[]): Promise<readonly StepResult[]> {
+    const { results, error } = await this.#run(steps);
+    if (error) throw applyError(error);
+    return results;
+  }
+
+  #target(table: TableBatch): Target {
+    return this.#targets.get(table.staging.table.oid)!;
+  }
+
+  /** The fast way: everything in one round trip, in the hope that no row meets a conflict. */
+  async #applyClean(batch: Batch): Promise<void> {
+    const steps: Step[] = [];
+    const expected: Expectation[] = [];
+    const copies: { target: Target; group: Group }[] = [];
+    for (const table of batch.tables.values()) {
+      const target = this.#target(table);
+      // Equal keys may differ in bytes there: only the database can tell, row by row.
+      if (!target.staging.table.exactKey) {
+        await this.#applyOneByOne(target, table);
+        continue;
+      }
+      for (const group of inOrder(table.groups)) {
+        if (group.tuples.live === 0) continue;
+        if (group.kind === 'insert' && group.tuples.live >= COPY_ROWS && this.#mayCopy(target)) {
+          copies.push({ target, group });
+          continue;
+        }
+        const records = asRecords(table.staging, group);
+        expected.push({ target, group, records, step: steps.length });
+        steps.push(...cleanSteps(target, group, records));
+      }
+    }
+    if (steps.length > 0) {
+      const results = await this.#must(steps);
+      for (const { target, group, records, step } of expected) {
+        if (results[step]!.count !== records.live) await this.#careful(target, group, records);
+      }
+    }
+    for (const { target, group } of copies) await this.#copyIn(target, group);
+  }
+
+  async #applyOneByOne(target: Target, table: TableBatch): Promise<void> {
+    for (const group of inOrder(table.groups)) {
+      for (const row of asRecords(table.staging, group).liveRows()) {
+        const records = tuplesOf([row]);
+        const results = await this.#must(cleanSteps(target, group, records));
+        if (results[0]!.count !== 1) await this.#careful(target, group, records);
+      }
+    }
+  }
+
+  #mayCopy(target: Target): boolean {
+    const pause = this.#copyPause.get(target.staging.table.oid);
+    if (!pause || pause.left === 0) return true;
+    pause.left--;
+    return false;
+  }
+
+  /** New rows go straight into the table; a savepoint catches the key that was there already. */
+  async #copyIn(target: Target, group: Group): Promise<void> {
+    const { compiled, staging } = target;
+    const { results, error } = await this.#run([
+      { text: 'savepoint copied' },
+      { text: compiled.copyIn, copy: copyStream(group.tuples.bytes()) },
+      { text: 'release savepoint copied' },
+      { text: compiled.anyTombstone },
+    ]);
+    const oid = staging.table.oid;
+    if (error) {
+      if (results.length !== 1 || !isUniqueViolation(error)) throw applyError(error);
+      const next = Math.min(COPY_BACKOFF_MAX, (this.#copyPause.get(oid)?.next ?? 1) * 2);
+      this.#copyPause.set(oid, { left: next, next });
+      const records = asRecords(staging, group);
+      const redone = await this.#must([
+        { text: 'rollback to savepoint copied' },
+        ...cleanSteps(target, group, records),
+      ]);
+      if (redone[1]!.count !== records.live) await this.#careful(target, group, records);
+      return;
+    }
+    this.#copyPause.delete(oid);
+    if (results[3]!.rows[0]![0] === 't') {
+      const keys = asTombstones(staging, group);
+      const parameter = arrayOf(target.tombstoneTypeOid, keys);
+      const [revived] = await this.#must([
+        { text: compiled.recordRevived, values: [parameter] },
+        { text: compiled.removeBuried, values: [parameter] },
+      ]);
+      this.#conflicts += revived!.count;
+    }
+  }
+
+  /** The exact way: settles every row of the group under its lock and records each conflict. */
+  async #careful(target: Target, group: Group, records: Tuples): Promise<void> {
+    const { compiled } = target;
+    if (group.kind === 'tombstone') {
+      const values = [arrayOf(target.tombstoneTypeOid, records)];
+      const [recorded] = await this.#must([
+        { text: compiled.recordDeletes, values },
+        { text: compiled.deleteOlder, values },
+        { text: compiled.bury, values },
+      ]);
+      this.#conflicts += recorded!.count;
+      return;
+    }
+    let full = records;
+    if (group.unknown.length > 0) full = await this.#complete(target, records);
+    if (full.live === 0) return;
+    const values = [arrayOf(target.rowTypeOid, full)];
+    const kind = group.kind === 'insert' ? 'insert_exists' : 'update_origin_differs';
+    const settle: Step[] = [
+      { text: compiled.insertAbsent, values },
+      { text: compiled.recordRows, values: [...values, kind] },
+      { text: compiled.updateOlder([]), values },
+      { text: compiled.unresolved, values },
+    ];
+    const first = await this.#must([{ text: compiled.recordBuried, values }, ...settle]);
+    this.#conflicts += first[0]!.count + first[2]!.count;
+    let left = Number(first[4]!.rows[0]![0]);
+    for (let round = 0; left > 0 && round < 3; round++) {
+      const again = await this.#must(settle);
+      this.#conflicts += again[1]!.count;
+      left = Number(again[3]!.rows[0]![0]);
+    }
+    // What is left violates another constraint; the plain upsert says which.
+    if (left > 0) await this.#must([{ text: compiled.force, values }]);
+  }
+
+  /** Rows whose writer did not send every value, as the peer has them now: whole, and at least as new. */
+  async #complete(target: Target, records: Tuples): Promise<Tuples> {
+    const { staging, compiled } = target;
+    const values = [arrayOf(target.rowTypeOid, records)];
+    const [strangers] = await this.#must([{ text: compiled.strangers, values }]);
+    if (Number(strangers!.rows[0]![0]) === 0) return tuplesOf([]);
+    const group: Group = { kind: 'update', unknown: [], tuples: records, firsts: new Map(), mark: 0, touched: false };
+    return this.#fetch(target, asTombstones(staging, group));
+  }
+
+  /** After a fault: each group under a savepoint, halved until the row at fault stands alone; that row is parked. */
+  async #applyIsolated(batch: Batch): Promise<void> {
+    for (const table of batch.tables.values()) {
+      const target = this.#target(table);
+      for (const group of inOrder(table.groups)) {
+        await this.#isolated(target, group, [...asRecords(table.staging, group).liveRows()]);
+      }
+    }
+  }
+
+  async #isolated(target: Target, group: Group, rows: readonly Buffer[]): Promise<void> {
+    if (rows.length === 0) return;
+    const conflicts = this.#conflicts;
+    const attempts: (() => Promise<void>)[] = [
+      async () => {
+        const records = tuplesOf(rows);
+        const results = await this.#must(cleanSteps(target, group, records));
+        if (results[0]!.count !== records.live) await this.#careful(target, group, records);
+      },
+    ];
+    if (group.kind === 'update') attempts.push(() => this.#vacate(target, group, tuplesOf(rows)));
+    let failure: CoregentError | undefined;
+    for (const attempt of attempts) {
+      await this.#must([{ text: 'savepoint isolated' }]);
+      try {
+        await attempt();
+        await this.#must([{ text: 'release savepoint isolated' }]);
+        return;
+      } catch (error) {
+        if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
+        failure = error;
+        this.#conflicts = conflicts;
+        await this.#must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
+      }
+    }
+    if (rows.length > 1) {
+      const half = rows.length >> 1;
+      await this.#isolated(target, group, rows.slice(0, half));
+      await this.#isolated(target, group, rows.slice(half));
+      return;
+    }
+    await this.#park(target, group, rows[0]!, failure!);
+  }
+
+  /** Lets unique values change places between rows: takes the older rows away, then writes the new ones. */
+  async #vacate(target: Target, group: Group, records: Tuples): Promise<void> {
+    const { compiled } = target;
+    const values = [arrayOf(target.rowTypeOid, records)];
+    const steps: Step[] = [{ text: compiled.vacate(group.unknown), values }];
+    if (group.unknown.length === 0)
+      steps.unshift({ text: compiled.recordRows, values: [...values, 'update_origin_differs'] });
+    const results = await this.#must(steps);
+    if (group.unknown.length === 0) this.#conflicts += results[0]!.count;
+    await this.#careful(target, group, records);
+  }
+
+  async #park(target: Target, group: Group, row: Buffer, failure: CoregentError): Promise<void> {
+    const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
+    await this.#must([
+      {
+        text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
+          values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7)`,
+        values: [
+          String(this.#progress?.peerId ?? 0),
+          tableLabel(target.staging.table),
+          group.kind,
+          String(versionOf(target, group, row)),
+          [row],
+          sqlstate,
+          failure.message,
+        ],
+      },
+    ]);
+    this.#parked++;
+  }
+}
+
+/** Deletes before updates before inserts: what a delete frees, an insert may take. */
+function inOrder(groups: readonly Group[]): Group[] {
+  const rank = { tombstone: 0, update: 1, insert: 2 };
+  return [...groups].sort((a, b) => rank[a.kind] - rank[b.kind]);
+}
+
+/** The statements of the clean way; the first one's count says how many rows it settled. */
+function cleanSteps({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step[] {
+  if (group.kind === 'tombstone') {
+    const values = [arrayOf(tombstoneTypeOid, records)];
+    return [
+      { text: compiled.deleteClean, values },
+      { text: compiled.bury, values },
+    ];
+  }
+  const values = [arrayOf(rowTypeOid, records)];
+  return [{ text: group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown), values }];
+}
+
+function arrayOf(oid: number, records: Tuples): Buffer[] {
+  return [recordArrayHeader(oid, records.live), records.bytes()];
+}
+
+function tuplesOf(rows: readonly Buffer[]): Tuples {
+  const tuples = new Tuples(64);
+  for (const row of rows) {
+    const to = tuples.reserve(row.length);
+    row.copy(to, tuples.length);
+    tuples.endRow(tuples.length + row.length);
+  }
+  return tuples;
+}
+
+function versionOf(target: Target, group: Group, row: Buffer): bigint {
+  const columns = group.kind === 'tombstone' ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
+  let at = 8;
+  for (const name of columns) {
+    const length = row.readInt32BE(at + 4);
+    if (name === VERSION) return row.readBigInt64BE(at + 8);
+    at += 8 + Math.max(0, length);
+  }
+  return 0n;
+}
+
+function isUniqueViolation(error: Error): boolean {
+  return (error as { code?: string }).code === '23505' || (error as { code?: string }).code === '23P01';
+}
+
+/** SQLSTATE classes that say something of a row, not of the moment. */
+const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX001|54)/;
+
+/** A statement's error as what the agent should do about it. */
+function applyError(error: Error): CoregentError {
+  const code = (error as { code?: string }).code ?? '';
+  if (ROW_FAULTS.test(code)) return new CoregentError('apply_failed', error.message, { cause: error });
+  return classify(error);
+}

@@ -1,0 +1,131 @@
+import { PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
+import { ident, literal, qualified } from './quote.ts';
+
+/**
+ * Named so that they come after an application's triggers (PostgreSQL fires them by name):
+ * the stamp must be on the row as it is stored.
+ */
+export const TRIGGERS = {
+  insert: '~coregent_insert',
+  update: '~coregent_update',
+  rekey: '~coregent_rekey',
+  delete: '~coregent_delete',
+  truncate: '~coregent_truncate',
+} as const;
+
+/** Names of the trigger functions of a table, in schema `coregent`. */
+export function triggerFunctions(table: { readonly schema: string; readonly name: string }): string[] {
+  return Object.keys(TRIGGERS).map((kind) => `${kind}_${tableId(table)}`);
+}
+
+const NOW =
+  "(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000000)::pg_catalog.int8";
+
+/** The next version above what a key has seen; `operator(pg_catalog.…)` so that no search_path can bend it. */
+function stamp(region: number, seen: string): string {
+  const op = (name: string): string => `operator(pg_catalog.${name})`;
+  return `(greatest(${NOW}, (${seen} ${op('>>')} 7) ${op('+')} 1) ${op('<<')} 7) ${op('|')} ${region}`;
+}
+
+/**
+ * The statements that create a table's stamping: functions (replaced when they exist) and triggers.
+ * They run as their owner, because an application may not write tombstones itself;
+ * the plain update, the hot one, touches no table and runs as the caller.
+ */
+export function stampingSql(table: Table, region: number): string[] {
+  const id = tableId(table);
+  const target = qualified(table.schema, table.name);
+  const tombs = qualified('coregent', tombstoneName(table));
+  const key = table.key.map(ident);
+  const keyOf = (row: string): string => key.map((name) => `${row}.${name}`).join(', ');
+  const sameKey = key.map((name) => `old.${name} is not distinct from new.${name}`).join(' and ');
+  const version = ident(VERSION);
+  const parent = ident(PARENT);
+  const buriedNew = `(select x.${version} from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')})`;
+  const bury = (row: string, stamped: string): string => `
+  insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
+  values (${keyOf(row)}, ${stamped}, ${row}.${version})
+  on conflict (${key.join(', ')}) do update
+  set ${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};`;
+  const define = (kind: string, body: string, definer: boolean): string =>
+    `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
+      definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
+    } as ${dollar(`\n#variable_conflict use_column${body}`)}`;
+  const trigger = (kind: keyof typeof TRIGGERS, when: string): string =>
+    `create or replace trigger ${ident(TRIGGERS[kind])} ${when} execute function coregent.${ident(`${kind}_${id}`)}()`;
+
+  return [
+    define(
+      'insert',
+      `
+declare
+  buried pg_catalog.int8 := ${buriedNew};
+begin
+  new.${parent} := coalesce(buried, 0);
+  new.${version} := ${stamp(region, `new.${parent}`)};
+  return new;
+end`,
+      true,
+    ),
+    define(
+      'update',
+      `
+begin
+  new.${parent} := old.${version};
+  new.${version} := ${stamp(region, `old.${version}`)};
+  return new;
+end`,
+      false,
+    ),
+    define(
+      'rekey',
+      `
+declare
+  buried pg_catalog.int8 := ${buriedNew};
+  stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
+begin${bury('old', 'stamped')}
+  new.${parent} := coalesce(buried, 0);
+  new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
+  return new;
+end`,
+      true,
+    ),
+    define(
+      'delete',
+      `
+declare
+  stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
+begin${bury('old', 'stamped')}
+  return old;
+end`,
+      true,
+    ),
+    define(
+      'truncate',
+      `
+begin
+  insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
+  select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from ${target} t
+  on conflict (${key.join(', ')}) do update
+  set ${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
+  return null;
+end`,
+      true,
+    ),
+    trigger('insert', `before insert on ${target} for each row`),
+    trigger('update', `before update on ${target} for each row when (${sameKey})`),
+    trigger('rekey', `before update on ${target} for each row when (not (${sameKey}))`),
+    trigger('delete', `before delete on ${target} for each row`),
+    // TRUNCATE travels as the deletes that it is.
+    truncateTrigger(target, id),
+  ];
+}
+
+function truncateTrigger(target: string, id: string): string {
+  return `create or replace trigger ${ident(TRIGGERS.truncate)} before truncate on ${target} for each statement execute function coregent.${ident(`truncate_${id}`)}()`;
+}
+
+/** Dollar-quotes a function body. The tag cannot occur in it: names are the only foreign text, and they are quoted. */
+function dollar(body: string): string {
+  return body.includes('$coregent$') ? literal(body) : `$coregent$${body}$coregent$`;
+}

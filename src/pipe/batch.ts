@@ -1,0 +1,422 @@
+import type { LSN } from '../model/lsn.ts';
+import type { Table } from '../model/table.ts';
+import type { Version } from '../model/version.ts';
+import { type Located, NULL_LENGTH, UNCHANGED_LENGTH } from '../wire/pgoutput.ts';
+import { Tuples } from '../wire/tuples.ts';
+
+/**
+ * One replicated table as rows are staged for it: the order of columns in `copy` and `record` form.
+ * Rows carry the application's columns, then version and parent; tombstones the key, then version and parent.
+ * `record` form ends with one more column, the version that the first of several collapsed writes replaced.
+ */
+export interface Staging {
+  readonly table: Table;
+  /** Type OIDs in this region of a row's staged columns, version and parent included. */
+  readonly rowOids: readonly number[];
+  /** Positions of the key's columns among the staged columns, in key order. */
+  readonly keyAt: readonly number[];
+}
+
+/** How a peer's relation maps onto a table here: where each staged column lies in the peer's tuple. */
+export interface Route {
+  readonly staging: Staging;
+  readonly tombstone: boolean;
+  /** For each staged column, its position in the peer's tuple. */
+  readonly source: Int32Array;
+  /** Positions in the peer's tuple of the key's columns, in key order. */
+  readonly key: Int32Array;
+  /** Positions in the peer's tuple of version and parent. */
+  readonly version: number;
+  readonly parent: number;
+}
+
+/** Rows of one kind that one statement can apply. */
+export interface Group {
+  readonly kind: 'insert' | 'update' | 'tombstone';
+  /** Staged columns whose value the peer did not send (TOAST it did not touch). */
+  readonly unknown: readonly number[];
+  /** `copy` form for inserts, `record` form otherwise. */
+  readonly tuples: Tuples;
+  /** Inserts only: rows whose first parent is not their parent. */
+  readonly firsts: Map<number, Version>;
+  /** Rows at the last commit. */
+  mark: number;
+  touched: boolean;
+}
+
+/** What a batch holds for one table: at most one live row and one live tombstone per key. */
+export interface TableBatch {
+  readonly staging: Staging;
+  readonly groups: Group[];
+  /** Key bytes to the last row or tombstone of that key: `row * GROUPS + group`. */
+  readonly keys: Map<string | number, number>;
+  /** Key bytes to the key's live tombstone, likewise. */
+  readonly tombstones: Map<string | number, number>;
+}
+
+/** Groups a table may have in one batch: inserts, tombstones, and one per set of unknown columns. */
+const GROUPS = 1024;
+const INT8_OID = 20;
+
+/** Whole transactions of one peer (or a part of one that is too large), collapsed to one write per key, as bytes. */
+export class Batch {
+  readonly tables = new Map<number, TableBatch>();
+  /** Rows received, before collapsing. */
+  rows = 0;
+  /** Bytes staged. */
+  bytes = 0;
+  transactions = 0;
+  /** False when the batch ends inside a transaction: the next batch continues the same local transaction. */
+  complete = true;
+  /** Where the last whole transaction ends in the peer's WAL. */
+  endLsn: LSN | undefined;
+  /** When the last whole transaction was committed at its origin, in ms since 1970. */
+  committedAtMs = 0;
+  /** The greatest version, in two halves. */
+  #maxHigh = 0;
+  #maxLow = 0;
+  #touched: Group[] = [];
+  #killed: { group: Group; row: number }[] = [];
+
+  /** The greatest version among the rows. */
+  get maxVersion(): Version {
+    return (BigInt(this.#maxHigh) << 32n) | BigInt(this.#maxLow);
+  }
+
+  /** Adds one row or tombstone that was located in a peer's message. */
+  add(route: Route, bytes: Buffer, at: Located, update: boolean): void {
+    const tables = this.tables;
+    const oid = route.staging.table.oid;
+    let table = tables.get(oid);
+    if (table === undefined) {
+      table = { staging: route.staging, groups: [], keys: new Map(), tombstones: new Map() };
+      tables.set(oid, table);
+    }
+    this.rows++;
+    const versionAt = at.start[route.version]!;
+    const high = bytes.readUInt32BE(versionAt);
+    const low = bytes.readUInt32BE(versionAt + 4);
+    if (high > this.#maxHigh || (high === this.#maxHigh && low > this.#maxLow)) {
+      this.#maxHigh = high;
+      this.#maxLow = low;
+    }
+
+    const key = keyOf(bytes, at, route.key);
+    const known = table.keys.get(key);
+    const older = known === undefined ? undefined : table.groups[known % GROUPS]!;
+    const olderRow = known === undefined ? 0 : Math.floor(known / GROUPS);
+    let first: Version | undefined;
+    if (older !== undefined) first = firstOf(older, olderRow);
+
+    let group: Group;
+    if (route.tombstone) {
+      group = groupOf(table, 'tombstone', NOTHING);
+    } else if (!update || (older !== undefined && older.kind === 'insert' && at.unchanged === 0)) {
+      // An update of a row that this batch brings is, in sum, an insert.
+      group = groupOf(table, 'insert', NOTHING);
+    } else {
+      group = groupOf(table, 'update', at.unchanged === 0 ? NOTHING : unknownOf(route, at));
+    }
+    if (!group.touched) {
+      group.touched = true;
+      this.#touched.push(group);
+    }
+
+    const before = group.tuples.length;
+    if (older !== undefined && at.unchanged > 0 && older.kind !== 'tombstone') {
+      group = this.#addFilled(table, group, older, olderRow, route, bytes, at, first!);
+    } else if (group.kind === 'insert') {
+      writeCopy(group.tuples, route.source, bytes, at);
+      if (first !== undefined) group.firsts.set(group.tuples.rows - 1, first);
+    } else {
+      writeRecord(group, route, bytes, at, first);
+    }
+    this.bytes += group.tuples.length - before;
+
+    // A row and a tombstone of one key are two registers: a later row does not replace the tombstone.
+    if (older !== undefined && older.kind !== 'tombstone') this.#kill(older, olderRow);
+    const place = (group.tuples.rows - 1) * GROUPS + table.groups.indexOf(group);
+    if (route.tombstone) {
+      const buried = table.tombstones.get(key);
+      if (buried !== undefined) this.#kill(group, Math.floor(buried / GROUPS));
+      table.tombstones.set(key, place);
+    }
+    table.keys.set(key, place);
+  }
+
+  #kill(group: Group, row: number): void {
+    group.tuples.kill(row);
+    this.#killed.push({ group, row });
+  }
+
+  /** An update that leaves TOAST values alone, behind a row of the same batch that may hold them: takes them from there. */
+  #addFilled(
+    table: TableBatch,
+    wanted: Group,
+    older: Group,
+    olderRow: number,
+    route: Route,
+    bytes: Buffer,
+    at: Located,
+    first: Version,
+  ): Group {
+    const values = readRow(older, olderRow);
+    const staged: (Buffer | null)[] = [];
+    const unknown: number[] = [];
+    for (let column = 0; column < route.source.length; column++) {
+      const source = route.source[column]!;
+      const length = at.length[source]!;
+      if (length !== UNCHANGED_LENGTH) {
+        staged.push(length === NULL_LENGTH ? null : bytes.subarray(at.start[source]!, at.start[source]! + length));
+      } else {
+        staged.push(values[column]!);
+        if (older.unknown.includes(column)) unknown.push(column);
+      }
+    }
+    const group =
+      unknown.length === 0 && older.kind === 'insert'
+        ? groupOf(table, 'insert', NOTHING)
+        : groupOf(table, 'update', unknown.length === 0 ? NOTHING : unknown);
+    if (group !== wanted && !group.touched) {
+      group.touched = true;
+      this.#touched.push(group);
+    }
+    if (group.kind === 'insert') {
+      writeCopyValues(group.tuples, staged);
+      group.firsts.set(group.tuples.rows - 1, first);
+    } else {
+      writeRecordValues(group.tuples, route.staging.rowOids, staged, first);
+    }
+    return group;
+  }
+
+  /** The open transaction is committed: its rows are now part of the batch. */
+  commit(endLsn: LSN, committedAtMs: number): void {
+    for (const group of this.#touched) {
+      group.mark = group.tuples.rows;
+      group.touched = false;
+    }
+    this.#touched.length = 0;
+    this.#killed.length = 0;
+    this.transactions++;
+    this.endLsn = endLsn;
+    this.committedAtMs = committedAtMs;
+  }
+
+  /** Takes the rows of the open transaction out again. */
+  rollback(): void {
+    for (const { group, row } of this.#killed) group.tuples.revive(row);
+    for (const group of this.#touched) {
+      group.tuples.truncate(group.mark);
+      group.touched = false;
+      for (const row of group.firsts.keys()) if (row >= group.mark) group.firsts.delete(row);
+    }
+    this.#touched.length = 0;
+    this.#killed.length = 0;
+  }
+}
+
+const NOTHING: readonly number[] = [];
+
+function groupOf(table: TableBatch, kind: Group['kind'], unknown: readonly number[]): Group {
+  for (const group of table.groups) {
+    if (group.kind === kind && (group.unknown === unknown || sameNumbers(group.unknown, unknown))) return group;
+  }
+  const group: Group = { kind, unknown, tuples: new Tuples(), firsts: new Map(), mark: 0, touched: false };
+  table.groups.push(group);
+  return group;
+}
+
+function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((value, index) => value === b[index]);
+}
+
+function unknownOf(route: Route, at: Located): number[] {
+  const unknown: number[] = [];
+  for (let column = 0; column < route.source.length; column++) {
+    if (at.length[route.source[column]!] === UNCHANGED_LENGTH) unknown.push(column);
+  }
+  return unknown;
+}
+
+/** A key's bytes as something a Map can hold. Two equal results are the same key; see {@link Table.exactKey} for the reverse. */
+function keyOf(bytes: Buffer, at: Located, key: Int32Array): string | number {
+  const only = key[0]!;
+  if (key.length === 1) {
+    const start = at.start[only]!;
+    const length = at.length[only]!;
+    if (length === 4) return bytes.readInt32BE(start);
+    if (length === 8) {
+      const high = bytes.readInt32BE(start);
+      if (high >= -1_048_576 && high < 1_048_576) return high * 4_294_967_296 + bytes.readUInt32BE(start + 4);
+    }
+    return bytes.toString('latin1', start, start + length);
+  }
+  let text = '';
+  for (const column of key) {
+    const length = at.length[column]!;
+    text += `${length}:${bytes.toString('latin1', at.start[column]!, at.start[column]! + length)}`;
+  }
+  return text;
+}
+
+function copyBytes(from: Buffer, start: number, length: number, to: Buffer, at: number): number {
+  if (length > 48) {
+    from.copy(to, at, start, start + length);
+    return at + length;
+  }
+  for (let index = 0; index < length; index++) to[at + index] = from[start + index]!;
+  return at + length;
+}
+
+function writeInt32(to: Buffer, value: number, at: number): number {
+  to[at] = value >>> 24;
+  to[at + 1] = value >>> 16;
+  to[at + 2] = value >>> 8;
+  to[at + 3] = value;
+  return at + 4;
+}
+
+function sizeOf(source: Int32Array, at: Located): number {
+  let size = 0;
+  for (const column of source) if (at.length[column]! > 0) size += at.length[column]!;
+  return size;
+}
+
+function writeCopy(tuples: Tuples, source: Int32Array, bytes: Buffer, at: Located): void {
+  const to = tuples.reserve(2 + 4 * source.length + sizeOf(source, at));
+  let pos = tuples.length;
+  to[pos] = source.length >>> 8;
+  to[pos + 1] = source.length;
+  pos += 2;
+  for (let index = 0; index < source.length; index++) {
+    const column = source[index]!;
+    const length = at.length[column]!;
+    if (length < 0) {
+      pos = writeInt32(to, -1, pos);
+    } else {
+      pos = writeInt32(to, length, pos);
+      pos = copyBytes(bytes, at.start[column]!, length, to, pos);
+    }
+  }
+  tuples.endRow(pos);
+}
+
+function writeRecord(group: Group, route: Route, bytes: Buffer, at: Located, first: Version | undefined): void {
+  const { source } = route;
+  const oids = route.staging.rowOids;
+  const { keyAt } = route.staging;
+  const count = source.length;
+  const to = group.tuples.reserve(8 + 8 * count + sizeOf(source, at) + 16);
+  const begin = group.tuples.length;
+  let pos = writeInt32(to, count + 1, begin + 4);
+  for (let index = 0; index < count; index++) {
+    const column = source[index]!;
+    const length = at.length[column]!;
+    pos = writeInt32(to, route.tombstone ? tombstoneOid(oids, keyAt, index) : oids[index]!, pos);
+    if (length < 0) {
+      pos = writeInt32(to, -1, pos);
+    } else {
+      pos = writeInt32(to, length, pos);
+      pos = copyBytes(bytes, at.start[column]!, length, to, pos);
+    }
+  }
+  pos = writeInt32(to, INT8_OID, pos);
+  pos = writeInt32(to, 8, pos);
+  if (first === undefined) pos = copyBytes(bytes, at.start[route.parent]!, 8, to, pos);
+  else pos = to.writeBigInt64BE(first, pos);
+  writeInt32(to, pos - begin - 4, begin);
+  group.tuples.endRow(pos);
+}
+
+function tombstoneOid(oids: readonly number[], keyAt: readonly number[], index: number): number {
+  return index < keyAt.length ? oids[keyAt[index]!]! : INT8_OID;
+}
+
+function writeCopyValues(tuples: Tuples, values: readonly (Buffer | null)[]): void {
+  const to = tuples.reserve(2 + 4 * values.length + values.reduce((sum, value) => sum + (value?.length ?? 0), 0));
+  let pos = to.writeInt16BE(values.length, tuples.length);
+  for (const value of values) {
+    pos = writeInt32(to, value === null ? -1 : value.length, pos);
+    if (value !== null) pos += value.copy(to, pos);
+  }
+  tuples.endRow(pos);
+}
+
+function writeRecordValues(
+  tuples: Tuples,
+  oids: readonly number[],
+  values: readonly (Buffer | null)[],
+  first: Version,
+): void {
+  const size = values.reduce((sum, value) => sum + (value?.length ?? 0), 0);
+  const to = tuples.reserve(8 + 8 * values.length + size + 16);
+  const begin = tuples.length;
+  let pos = writeInt32(to, values.length + 1, begin + 4);
+  for (let index = 0; index < values.length; index++) {
+    const value = values[index]!;
+    pos = writeInt32(to, oids[index]!, pos);
+    pos = writeInt32(to, value === null ? -1 : value.length, pos);
+    if (value !== null) pos += value.copy(to, pos);
+  }
+  pos = writeInt32(to, INT8_OID, pos);
+  pos = writeInt32(to, 8, pos);
+  pos = to.writeBigInt64BE(first, pos);
+  writeInt32(to, pos - begin - 4, begin);
+  tuples.endRow(pos);
+}
+
+/** The staged values of a row that a group holds; copies, so that the group may grow. */
+export function readRow(group: Group, row: number): (Buffer | null)[] {
+  const bytes = group.tuples.row(row);
+  const record = group.kind !== 'insert';
+  let pos = record ? 8 : 2;
+  const count = record ? bytes.readInt32BE(4) - 1 : bytes.readInt16BE(0);
+  const values: (Buffer | null)[] = [];
+  for (let column = 0; column < count; column++) {
+    if (record) pos += 4;
+    const length = bytes.readInt32BE(pos);
+    pos += 4;
+    values.push(length < 0 ? null : Buffer.from(bytes.subarray(pos, pos + length)));
+    if (length > 0) pos += length;
+  }
+  return values;
+}
+
+/** The version that the first of the collapsed writes behind this row replaced. */
+function firstOf(group: Group, row: number): Version {
+  const known = group.firsts.get(row);
+  if (known !== undefined) return known;
+  const bytes = group.tuples.row(row);
+  return bytes.readBigInt64BE(bytes.length - 8);
+}
+
+/** The rows of an insert group in `record` form. */
+export function asRecords(staging: Staging, group: Group): Tuples {
+  if (group.kind !== 'insert') return group.tuples;
+  const records = new Tuples();
+  for (let row = 0; row < group.tuples.rows; row++) {
+    if (group.tuples.isDead(row)) continue;
+    writeRecordValues(records, staging.rowOids, readRow(group, row), firstOf(group, row));
+  }
+  return records;
+}
+
+/** The keys, versions and parents of a group's rows, in the `record` form of tombstones. */
+export function asTombstones(staging: Staging, group: Group): Tuples {
+  const records = new Tuples();
+  const count = staging.rowOids.length;
+  const at = [...staging.keyAt, count - 2, count - 1];
+  const oids = at.map((column) => staging.rowOids[column]!);
+  for (let row = 0; row < group.tuples.rows; row++) {
+    if (group.tuples.isDead(row)) continue;
+    const values = readRow(group, row);
+    writeRecordValues(
+      records,
+      oids,
+      at.map((column) => values[column]!),
+      firstOf(group, row),
+    );
+  }
+  return records;
+}

@@ -1,0 +1,227 @@
+import { CoregentError } from '../model/error.ts';
+import { type LSN, LSN_ZERO, lsnOf } from '../model/lsn.ts';
+import {
+  emptyLocated,
+  locate,
+  MESSAGE,
+  parseRelation,
+  protocolTimeMs,
+  type Relation,
+  skipTuple,
+  TUPLE,
+  violation,
+} from '../wire/pgoutput.ts';
+import { Batch, type Route } from './batch.ts';
+
+/** What the decoder needs to know of the peer. */
+export interface DecodeOptions {
+  /** The region whose stream this is (1 to 127): rows of other regions are not taken from it. */
+  readonly region: number;
+  /** Transactions that end at or before this position were applied here already. */
+  readonly progress: LSN;
+  /** Where rows of a relation go; `undefined` for a relation that is not replicated here. */
+  readonly route: (relation: Relation) => Route | undefined;
+  /** When the batch must be taken before more is decoded. */
+  readonly limits: { readonly rows: number; readonly bytes: number };
+}
+
+/**
+ * Turns a peer's logical replication messages into a batch of whole transactions.
+ * Messages are walked in place; row values are copied once, from the socket's buffer into the batch.
+ */
+export class Decoder {
+  readonly #options: DecodeOptions;
+  readonly #routes = new Map<number, Route | undefined>();
+  readonly #at = emptyLocated();
+  #batch = new Batch();
+  #inTransaction = false;
+  #skipping = false;
+  /** Whether rows of the open transaction are in the batch, or were handed out in an incomplete one. */
+  #openRows = 0;
+  #spilled = false;
+  /** Row messages of the open transaction, to decode again when the batch is taken in the middle of it. */
+  readonly #tail: { bytes: Buffer[]; start: number[]; end: number[] } = { bytes: [], start: [], end: [] };
+  #position: LSN = LSN_ZERO;
+  #foreign = 0;
+
+  constructor(options: DecodeOptions) {
+    this.#options = options;
+  }
+
+  /** Everything before this position is either in a batch or of no interest here. Never inside a transaction. */
+  get position(): LSN {
+    return this.#position;
+  }
+
+  /** Rows left out because another region wrote them. */
+  get foreignRows(): number {
+    return this.#foreign;
+  }
+
+  /** Whether {@link take} would return something. */
+  get ready(): boolean {
+    return this.#batch.transactions > 0 || this.full;
+  }
+
+  /** Whether the batch must be taken before more may be pushed. */
+  get full(): boolean {
+    return this.#batch.rows >= this.#options.limits.rows || this.#batch.bytes >= this.#options.limits.bytes;
+  }
+
+  /** Whether rows wait here, those of an open transaction included. */
+  get empty(): boolean {
+    return this.#batch.rows === 0 && !this.#spilled;
+  }
+
+  /** The peer says that there is nothing for us before `lsn`. */
+  keepalive(lsn: LSN): void {
+    if (!this.#inTransaction && lsn > this.#position) this.#position = lsn;
+  }
+
+  /** Decodes one message that lies in `bytes` from `start` to `end`. Throws `peer_protocol`, `schema_differs`. */
+  push(bytes: Buffer, start: number, end: number): void {
+    try {
+      this.#push(bytes, start, end);
+    } catch (error) {
+      if (error instanceof RangeError) throw violation('a message shorter than its content');
+      throw error;
+    }
+  }
+
+  #push(bytes: Buffer, start: number, end: number): void {
+    switch (bytes[start]) {
+      case MESSAGE.insert:
+      case MESSAGE.update:
+        if (!this.#inTransaction) throw violation('a row outside of a transaction');
+        if (!this.#skipping) this.#row(bytes, start, end);
+        return;
+      case MESSAGE.begin: {
+        if (this.#inTransaction) throw violation('a transaction inside of a transaction');
+        this.#inTransaction = true;
+        // The commit record of a transaction lies before its end; progress is an end (so "before" is "applied").
+        this.#skipping = lsnOf(bytes.readBigUInt64BE(start + 1)) < this.#options.progress;
+        return;
+      }
+      case MESSAGE.commit: {
+        if (!this.#inTransaction) throw violation('a commit without a transaction');
+        const endLsn = lsnOf(bytes.readBigUInt64BE(start + 10));
+        if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
+        this.#inTransaction = false;
+        if (this.#openRows > 0 || this.#spilled) {
+          this.#batch.commit(endLsn, protocolTimeMs(bytes.readBigInt64BE(start + 18)));
+          this.#forgetTail();
+          this.#spilled = false;
+        }
+        this.#position = endLsn;
+        return;
+      }
+      case MESSAGE.relation: {
+        const relation = parseRelation(bytes, start + 1, end);
+        this.#routes.set(relation.id, this.#options.route(relation));
+        return;
+      }
+      case MESSAGE.origin:
+      case MESSAGE.type:
+      case MESSAGE.logical:
+      case MESSAGE.delete:
+      case MESSAGE.truncate:
+        return;
+      default:
+        throw violation(`a message of kind ${bytes[start]}`);
+    }
+  }
+
+  #row(bytes: Buffer, start: number, end: number): void {
+    const id = bytes.readUInt32BE(start + 1);
+    const route = this.#routes.get(id);
+    if (route === undefined) {
+      if (this.#routes.has(id)) return;
+      throw violation(`a row of the relation ${id}, which it did not describe`);
+    }
+    const isUpdate = bytes[start] === MESSAGE.update;
+    let at = start + 5;
+    let keyChanged = false;
+    if (isUpdate && bytes[at] !== TUPLE.new) {
+      keyChanged = bytes[at] === TUPLE.key;
+      at = skipTuple(bytes, at + 1, end);
+    }
+    if (bytes[at] !== TUPLE.new) throw violation('a row without its new tuple');
+    const located = this.#at;
+    locate(bytes, at + 1, end, located);
+    if (located.length[route.version] !== 8 || located.length[route.parent] !== 8) {
+      throw violation('a row without a version');
+    }
+    // The lowest 7 bits of a version are the region that wrote it.
+    const region = bytes[located.start[route.version]! + 7]! & 127;
+    if (region !== this.#options.region) {
+      this.#foreign++;
+      return;
+    }
+    for (const column of route.key) if (located.length[column]! < 0) throw violation('a row without its key');
+    this.#batch.add(route, bytes, located, isUpdate && !(keyChanged && located.unchanged === 0));
+    this.#openRows++;
+    this.#tail.bytes.push(bytes);
+    this.#tail.start.push(start);
+    this.#tail.end.push(end);
+  }
+
+  /**
+   * The batch so far. A transaction still open is left for the next batch, unless it alone fills this one:
+   * then the batch is handed out incomplete, and the next one continues it.
+   */
+  take(): Batch {
+    const batch = this.#batch;
+    this.#batch = new Batch();
+    if (this.#openRows === 0 && !this.#spilled) return batch;
+    if (batch.transactions > 0 && this.#openRows > 0) {
+      batch.rollback();
+      const { bytes, start, end } = this.#tail;
+      const messages = bytes.map((buffer, index) => [buffer, start[index]!, end[index]!] as const);
+      batch.rows -= messages.length;
+      this.#forgetTail();
+      for (const [buffer, from, to] of messages) this.#row(buffer, from, to);
+      return batch;
+    }
+    batch.complete = false;
+    this.#spilled = true;
+    this.#forgetTail();
+    return batch;
+  }
+
+  #forgetTail(): void {
+    this.#openRows = 0;
+    this.#tail.bytes.length = 0;
+    this.#tail.start.length = 0;
+    this.#tail.end.length = 0;
+  }
+}
+
+/** Maps a peer's relation onto a table here. Throws `schema_differs` when a column is missing on one side. */
+export function makeRoute(
+  relation: Relation,
+  staging: Route['staging'],
+  tombstone: boolean,
+  names: { readonly staged: readonly string[]; readonly version: string; readonly parent: string },
+): Route {
+  const position = new Map(relation.columns.map((column, index) => [column.name, index]));
+  const missing = names.staged.filter((name) => !position.has(name));
+  const extra = relation.columns.map((column) => column.name).filter((name) => !names.staged.includes(name));
+  if (missing.length > 0 || extra.length > 0) {
+    const what = [
+      missing.length > 0 ? `the peer lacks ${missing.join(', ')}` : '',
+      extra.length > 0 ? `this region lacks ${extra.join(', ')}` : '',
+    ];
+    throw new CoregentError('schema_differs', what.filter(Boolean).join('; '), {
+      where: `${relation.schema}.${relation.name}`,
+    });
+  }
+  const at = (name: string): number => position.get(name)!;
+  return {
+    staging,
+    tombstone,
+    source: Int32Array.from(names.staged, at),
+    key: Int32Array.from(staging.table.key, at),
+    version: at(names.version),
+    parent: at(names.parent),
+  };
+}

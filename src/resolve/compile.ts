@@ -1,0 +1,187 @@
+import { FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { ident, literal, qualified } from '../pg/quote.ts';
+
+/**
+ * The statements that apply a table's rows under the rule `lww`, made once per connection.
+ * `$1` is always an array of staged rows (`record` form), `rows` or `tombstones` as said.
+ *
+ * Clean statements apply what is plainly a successor of what is here and say by their count how many rows that was;
+ * the careful ones settle the rest and record every conflict. Both decide under the row's lock.
+ */
+export interface Compiled {
+  /** Creates the two row types of this session. */
+  readonly session: readonly string[];
+  readonly rowType: string;
+  readonly tombstoneType: string;
+  /** Names of the staged columns of rows and tombstones, version and parent included. */
+  readonly rowColumns: readonly string[];
+  readonly tombstoneColumns: readonly string[];
+  /** `COPY` of rows in `copy` form straight into the table. */
+  readonly copyIn: string;
+  /** Whether any tombstone is there. */
+  readonly anyTombstone: string;
+  /** tombstones: the keys of rows just copied in. Records and removes those that a tombstone forbids. */
+  readonly recordRevived: string;
+  readonly removeBuried: string;
+  /** rows: inserts what is absent and not deleted. Count: rows inserted. */
+  readonly insertClean: string;
+  /** tombstones: deletes rows that the deleter had seen. Count: rows deleted. */
+  readonly deleteClean: string;
+  /** tombstones: remembers the deletes. */
+  readonly bury: string;
+  /** tombstones: records deletes that met a write they had not seen; deletes what is older. */
+  readonly recordDeletes: string;
+  readonly deleteOlder: string;
+  /** rows: updates rows that the writer had seen. Count: rows updated. One statement per set of unknown columns. */
+  updateClean(unknown: readonly number[]): string;
+  /** rows, `$2` kind: records rows that met a tombstone, or another write, that their writer had not seen. */
+  readonly recordBuried: string;
+  readonly recordRows: string;
+  /** rows: inserts what is absent; updates what is older; counts what neither could do. */
+  readonly insertAbsent: string;
+  updateOlder(unknown: readonly number[]): string;
+  readonly unresolved: string;
+  /** rows: removes older rows and writes the new ones, so that unique values may change places. */
+  vacate(unknown: readonly number[]): string;
+  /** rows: the plain upsert, whose error says why a row can't be applied. */
+  readonly force: string;
+  /** rows: the keys of rows that are not here in the version that the update replaced. */
+  readonly strangers: string;
+  /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`). */
+  fetch(columns: string): string;
+}
+
+const REGION = '127';
+
+/** Compiles the statements for one table as this region has it. */
+export function compile(table: Table): Compiled {
+  const target = qualified(table.schema, table.name);
+  const tombs = qualified('coregent', tombstoneName(table));
+  const id = tableId(table);
+  const rowTypeName = `coregent_r_${id}`;
+  const tombstoneTypeName = `coregent_k_${id}`;
+  const rowType = `pg_temp.${ident(rowTypeName)}`;
+  const tombstoneType = `pg_temp.${ident(tombstoneTypeName)}`;
+  const byName = new Map(table.columns.map((column) => [column.name, column]));
+  const user = table.columns.map((column) => column.name);
+  const rowColumns = [...user, VERSION, PARENT];
+  const tombstoneColumns = [...table.key, VERSION, PARENT];
+  const list = (names: readonly string[], alias = ''): string =>
+    names.map((name) => (alias ? `${alias}.${ident(name)}` : ident(name))).join(', ');
+  const onKey = (a: string, b: string): string =>
+    table.key.map((name) => `${a}.${ident(name)} = ${b}.${ident(name)}`).join(' and ');
+  const v = (alias: string): string => `${alias}.${ident(VERSION)}`;
+  const p = (alias: string): string => `${alias}.${ident(PARENT)}`;
+  const first = (alias: string): string => `${alias}.${ident(FIRST)}`;
+  const rows = `unnest($1::${rowType}[]) as s`;
+  const tombstones = `unnest($1::${tombstoneType}[]) as s`;
+
+  const sameRegion = (a: string, b: string): string => `(${v(a)} & ${REGION}) = (${v(b)} & ${REGION})`;
+  // The writer of s had seen what is in t: it replaced it, or it is the writer's own earlier write.
+  const seen = (s: string, t: string): string => `(${v(t)} in (${first(s)}, ${p(s)}) or ${sameRegion(s, t)})`;
+  const concurrent = (s: string, t: string): string => `not ${seen(s, t)} and ${p(t)} <> ${v(s)}`;
+  // Equal versions with different bytes (a restored backup, rows older than replication) need one winner everywhere.
+  const image = (alias: string): string => `row(${list([...user].sort(), alias)})::text collate "C"`;
+  const older = (t: string, s: string): string =>
+    `(${v(t)} < ${v(s)} or (${v(t)} = ${v(s)} and ${image(t)} < ${image(s)}))`;
+  const twins = (t: string, s: string): string => `${v(t)} = ${v(s)} and ${image(t)} <> ${image(s)}`;
+
+  const keyExact = table.exactKey;
+  const settable = rowColumns.filter((name) => {
+    if (byName.get(name)?.identityAlways) return false;
+    // Keys that are equal may still have other bytes (numeric 1.0 and 1.00): the winner's bytes count.
+    return !(keyExact && table.key.includes(name));
+  });
+  const set = (from: string, unknown: readonly number[]): string =>
+    settable
+      .filter((name) => !unknown.includes(rowColumns.indexOf(name)))
+      .map((name) => `${ident(name)} = ${from}.${ident(name)}`)
+      .join(', ');
+  const types = (names: readonly string[]): string =>
+    [...names, FIRST]
+      .map((name) => {
+        const column = byName.get(name);
+        return `${ident(name)} ${column?.type ?? 'int8'}${column?.collation ? ` collate ${column.collation}` : ''}`;
+      })
+      .join(', ');
+  const json = (alias: string): string => `to_jsonb(${alias}) - array['${VERSION}','${PARENT}','${FIRST}']`;
+  const keyJson = (alias: string): string =>
+    `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`;
+  const label = literal(tableLabel(table));
+  const conflictColumns =
+    'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
+  const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
+  const into = `insert into coregent.conflict_record (${conflictColumns})`;
+  const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
+  const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
+
+  return {
+    session: [
+      `create temporary table if not exists ${ident(rowTypeName)} (${types(rowColumns)})`,
+      `create temporary table if not exists ${ident(tombstoneTypeName)} (${types(tombstoneColumns)})`,
+    ],
+    rowType,
+    tombstoneType,
+    rowColumns,
+    tombstoneColumns,
+
+    copyIn: `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
+    anyTombstone: `select exists (select from ${tombs})`,
+    recordRevived: `${into}
+      select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
+        ${v('x')}, ${v('s')}, null, ${json('t')}
+      from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
+      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')}`,
+    removeBuried: `delete from ${target} t using ${tombstones}, ${tombs} x
+      where ${onKey('t', 's')} and ${onKey('x', 's')} and ${v('t')} = ${v('s')} and ${v('x')} >= ${v('s')}`,
+
+    insertClean: `${fromRows} select ${list(rowColumns, 's')} from ${rows}
+      where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
+      on conflict do nothing`,
+    deleteClean: `delete from ${target} t using ${tombstones}
+      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`,
+    bury: `insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from ${tombstones}
+      on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
+      where ${v('x')} < ${v('excluded')}`,
+    recordDeletes: `with met as materialized (
+        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
+        from ${tombstones} join ${target} t on ${onKey('t', 's')}
+        where ${concurrent('s', 't')} for no key update of t)
+      ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
+        case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
+        s.local_version, ${v('s')}, s.local_row, null from met s`,
+    deleteOlder: `delete from ${target} t using ${tombstones} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
+
+    updateClean: (unknown) => `update ${target} t set ${set('s', unknown)} from ${rows}
+      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`,
+    recordBuried: `${into}
+      select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
+        ${v('x')}, ${v('s')}, null, ${json('s')}
+      from ${rows} join ${tombs} x on ${onKey('x', 's')}
+      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')}`,
+    recordRows: `with met as materialized (
+        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row, ${json('s')} as incoming_row,
+          ${outcome('s', 't')} as outcome
+        from ${rows} join ${target} t on ${onKey('t', 's')}
+        where (${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}) for no key update of t)
+      ${into} select ${label}, ${keyJson('s')}, $2, 'lww', s.outcome, s.local_version, ${v('s')}, s.local_row, s.incoming_row from met s`,
+    insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
+    updateOlder: (unknown) =>
+      `update ${target} t set ${set('s', unknown)} from ${rows} where ${onKey('t', 's')} and ${older('t', 's')}`,
+    unresolved: `select count(*) from ${rows} where not ${forbidden}
+      and not exists (select from ${target} t where ${onKey('t', 's')} and ${v('t')} >= ${v('s')})`,
+    vacate: (unknown) => {
+      const value = (name: string, index: number): string =>
+        unknown.includes(index) ? `g.${ident(name)}` : `s.${ident(name)}`;
+      return `with gone as (delete from ${target} t using ${rows} where ${onKey('t', 's')} and ${v('t')} < ${v('s')} returning t.*)
+      ${fromRows} select ${rowColumns.map(value).join(', ')}
+      from ${rows} join (select * from gone order by ${list([VERSION])}) g on ${onKey('g', 's')}`;
+    },
+    force: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden}
+      on conflict (${list(table.key)}) do update set ${set('excluded', [])} where false`,
+    strangers: `select count(*) from ${rows} where not exists (select from ${target} t
+      where ${onKey('t', 's')} and ${v('t')} in (${v('s')}, ${first('s')}, ${p('s')}))`,
+    fetch: (columns) => `select translate(encode(record_send(r), 'base64'), E'\\n', '') from (
+      select ${columns} from ${target} t join ${tombstones} on ${onKey('t', 's')}) r`,
+  };
+}

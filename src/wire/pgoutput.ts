@@ -1,0 +1,137 @@
+import { CoregentError } from '../model/error.ts';
+
+/**
+ * The logical replication protocol's messages (PostgreSQL, "Logical Replication Message Formats"), protocol version 1, binary tuples.
+ * Only what is rare is parsed into objects; row messages are walked in place by {@link locate}.
+ */
+
+/** A relation as the peer describes it, before its first row. */
+export interface Relation {
+  readonly id: number;
+  readonly schema: string;
+  readonly name: string;
+  readonly columns: readonly { readonly name: string; readonly oid: number }[];
+}
+
+/** First bytes of the messages that are used. */
+export const MESSAGE = {
+  begin: 0x42,
+  commit: 0x43,
+  origin: 0x4f,
+  relation: 0x52,
+  type: 0x59,
+  insert: 0x49,
+  update: 0x55,
+  delete: 0x44,
+  truncate: 0x54,
+  logical: 0x4d,
+} as const;
+
+/** Marks of a tuple within a row message. */
+export const TUPLE = { new: 0x4e, key: 0x4b, old: 0x4f } as const;
+
+/** Length that stands for null in {@link Located}, as on the wire of COPY. */
+export const NULL_LENGTH = -1;
+/** Length that stands for a TOAST value that the update did not touch: unknown, not null. */
+export const UNCHANGED_LENGTH = -2;
+
+const BINARY = 0x62;
+const NULL = 0x6e;
+const UNCHANGED = 0x75;
+const MAX_COLUMNS = 1664;
+
+/** Where each column of one tuple lies. Reused from row to row. */
+export interface Located {
+  count: number;
+  /** Columns whose value the update did not send. */
+  unchanged: number;
+  readonly start: Int32Array;
+  readonly length: Int32Array;
+}
+
+/** An empty scratch for {@link locate}. */
+export function emptyLocated(): Located {
+  return { count: 0, unchanged: 0, start: new Int32Array(MAX_COLUMNS), length: new Int32Array(MAX_COLUMNS) };
+}
+
+/**
+ * Finds the columns of the tuple at `at`; returns the offset behind it.
+ * Throws `peer_protocol` for a tuple that does not fit its message, or for a column in text form.
+ */
+export function locate(bytes: Buffer, at: number, end: number, into: Located): number {
+  const count = bytes.readInt16BE(at);
+  if (count < 0 || count > MAX_COLUMNS) throw violation(`a tuple of ${count} columns`);
+  let pos = at + 2;
+  let unchanged = 0;
+  for (let column = 0; column < count; column++) {
+    const kind = bytes[pos++];
+    if (kind === BINARY) {
+      const length = bytes.readInt32BE(pos);
+      pos += 4;
+      if (length < 0 || pos + length > end)
+        throw violation(`a column of ${length} bytes that its message does not hold`);
+      into.start[column] = pos;
+      into.length[column] = length;
+      pos += length;
+    } else if (kind === NULL) {
+      into.length[column] = NULL_LENGTH;
+    } else if (kind === UNCHANGED) {
+      into.length[column] = UNCHANGED_LENGTH;
+      unchanged++;
+    } else {
+      throw violation(`a column of kind ${kind === undefined ? 'nothing' : JSON.stringify(String.fromCharCode(kind))}`);
+    }
+  }
+  if (pos > end) throw violation('a tuple that ends behind its message');
+  into.count = count;
+  into.unchanged = unchanged;
+  return pos;
+}
+
+/** Skips a tuple; returns the offset behind it. */
+export function skipTuple(bytes: Buffer, at: number, end: number): number {
+  const count = bytes.readInt16BE(at);
+  let pos = at + 2;
+  for (let column = 0; column < count; column++) {
+    const kind = bytes[pos++];
+    if (kind === NULL || kind === UNCHANGED) continue;
+    pos += 4 + bytes.readInt32BE(pos);
+    if (pos > end) throw violation('a tuple that ends behind its message');
+  }
+  return pos;
+}
+
+/** Parses a Relation message that begins at `at` (behind its first byte). */
+export function parseRelation(bytes: Buffer, at: number, end: number): Relation {
+  const id = bytes.readUInt32BE(at);
+  const [schema, afterSchema] = cstring(bytes, at + 4, end);
+  const [name, afterName] = cstring(bytes, afterSchema, end);
+  const count = bytes.readInt16BE(afterName + 1);
+  const columns: { name: string; oid: number }[] = [];
+  let pos = afterName + 3;
+  for (let column = 0; column < count; column++) {
+    const [columnName, after] = cstring(bytes, pos + 1, end);
+    columns.push({ name: columnName, oid: bytes.readUInt32BE(after) });
+    pos = after + 8;
+  }
+  // An empty schema on the wire means pg_catalog.
+  return { id, schema: schema === '' ? 'pg_catalog' : schema, name, columns };
+}
+
+function cstring(bytes: Buffer, at: number, end: number): [string, number] {
+  const zero = bytes.indexOf(0, at);
+  if (zero < 0 || zero >= end) throw violation('a name without an end');
+  return [bytes.toString('utf8', at, zero), zero + 1];
+}
+
+/** The error for a peer that does not speak the protocol. */
+export function violation(what: string): CoregentError {
+  return new CoregentError('peer_protocol', `the peer sent ${what}`);
+}
+
+const EPOCH_2000_MS = 946_684_800_000;
+
+/** A protocol timestamp (microseconds since 2000-01-01 UTC) in milliseconds since 1970. */
+export function protocolTimeMs(micros: bigint): number {
+  return Number(micros) / 1000 + EPOCH_2000_MS;
+}
