@@ -38,8 +38,10 @@ export const events = {
   'clock.ahead': { level: 'warn', doc: 'A peer’s clock runs ahead of the bound; its rows wait.' },
   'clock.back': { level: 'info', doc: 'A peer’s clock is inside the bound again.' },
   'tombstones.reaped': { level: 'debug', doc: 'Tombstones that every region has confirmed were removed.' },
+  'tombstones.kept': { level: 'debug', doc: 'Tombstones stay: not every region has confirmed them.' },
 
   'http.listening': { level: 'info', doc: 'The HTTP API accepts requests.' },
+  'http.exposed': { level: 'warn', doc: 'The HTTP API listens beyond this machine; whoever reaches it may read it.' },
   'http.failed': { level: 'warn', doc: 'A request of the HTTP API could not be answered.' },
 } as const satisfies Record<string, EventRow>;
 
