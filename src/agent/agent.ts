@@ -5,11 +5,12 @@ import { createMetrics, type Metrics } from '../metrics.ts';
 import { type AgentState, type AgentStatus, SCHEMA_VERSION } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
+import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { DatabaseClock } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
-import { Peer, pause } from './peer.ts';
+import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
 
 /** A running agent. */

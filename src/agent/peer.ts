@@ -6,6 +6,7 @@ import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
 import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
+import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
@@ -499,18 +500,4 @@ function ending(): Ending {
 function backoffMs(failures: number): number {
   const most = Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (failures - 1));
   return most / 2 + (Math.random() * most) / 2;
-}
-
-/** Resolves after `ms`, or at once when the signal comes. */
-export function pause(ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = (): void => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener('abort', done);
-  });
 }

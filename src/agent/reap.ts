@@ -1,18 +1,15 @@
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
-import { CoregentError, classify } from '../model/error.ts';
+import { classify } from '../model/error.ts';
 import { type Table, tombstoneName, VERSION } from '../model/table.ts';
-import { readTables, slotName } from '../pg/catalog.ts';
+import { pause } from '../pause.ts';
+import { barrier } from '../pg/barrier.ts';
+import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { ident, qualified } from '../pg/quote.ts';
+import type { OpenRegion } from '../pg/setup.ts';
 import { APPLY_SETTINGS } from '../pg/store.ts';
-import { pause } from './peer.ts';
-
-/** How often a barrier looks whether the slots have passed it, in ms. */
-const BARRIER_POLL_MS = 500;
-/** A barrier that takes longer waits for the next round: a region is away. */
-const BARRIER_PATIENCE_MS = 60_000;
 
 export interface ReapOptions {
   readonly config: Config;
@@ -55,7 +52,7 @@ export async function reap({ config, here, local, signal }: ReapOptions): Promis
 
   const { rows } = await local.query(`select pg_snapshot_xmin(pg_current_snapshot())::text as horizon`);
   const horizon = rows[0].horizon as string;
-  const clients: { region: RegionConfig; client: pg.Client }[] = [];
+  const clients: OpenRegion[] = [];
   const apply = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, settings: APPLY_SETTINGS });
   try {
     for (const region of config.regions) {
@@ -69,36 +66,6 @@ export async function reap({ config, here, local, signal }: ReapOptions): Promis
   } finally {
     await apply.end().catch(() => {});
     for (const { client } of clients) await client.end().catch(() => {});
-  }
-}
-
-/** Waits until every region has durably applied all that every other had committed when it was called. */
-export async function barrier(
-  config: Config,
-  clients: readonly { readonly region: RegionConfig; readonly client: pg.Client }[],
-  signal: AbortSignal,
-): Promise<void> {
-  const deadline = performance.now() + BARRIER_PATIENCE_MS;
-  const marks = await Promise.all(
-    clients.map(
-      async ({ client }) => (await client.query('select pg_current_wal_insert_lsn()::text as lsn')).rows[0].lsn,
-    ),
-  );
-  for (const [index, { region, client }] of clients.entries()) {
-    const slots = config.regions
-      .filter((other) => other !== region)
-      .map((puller) => slotName(config.cluster, region.id, puller.id));
-    for (;;) {
-      const { rows } = await client.query(
-        `select count(*)::int as passed from pg_replication_slots where slot_name = any ($1) and confirmed_flush_lsn >= $2::pg_lsn`,
-        [slots, marks[index]],
-      );
-      if (rows[0].passed === slots.length) break;
-      if (signal.aborted || performance.now() > deadline) {
-        throw new CoregentError('peer_unreachable', `not every region has confirmed the writes of ${region.name}`);
-      }
-      await pause(BARRIER_POLL_MS, signal);
-    }
   }
 }
 

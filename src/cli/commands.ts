@@ -47,6 +47,13 @@ export const commands: readonly CommandRow[] = [
     load: () => import('./init.ts'),
   },
   {
+    name: 'apply',
+    summary: 'bring every region to what the file says; repeatable, safe on tables with data and live writes',
+    options: [{ flags: '--dry-run', help: 'print the plan and change nothing; exit 3 when there are changes' }],
+    example: 'coregent apply --dry-run',
+    load: () => import('./apply.ts'),
+  },
+  {
     name: 'start',
     summary: 'run the agent of a region in the foreground; logs go to stderr, SIGTERM ends it cleanly',
     options: [
@@ -60,6 +67,57 @@ export const commands: readonly CommandRow[] = [
     ],
     example: 'coregent start --region tokyo',
     load: () => import('./start.ts'),
+  },
+  {
+    name: 'status',
+    summary: 'regions, links, lag, slots and conflicts',
+    options: [
+      {
+        flags: '--watch [seconds]',
+        help: 'look again every so many seconds (default: 2)',
+        parse: (text) => whole(text, 1, 3_600),
+        expects: 'a number of seconds from 1 to 3600',
+      },
+    ],
+    example: 'coregent status --watch',
+    load: () => import('./status.ts'),
+  },
+  {
+    name: 'verify',
+    summary: 'compare the regions’ rows while writes go on; exit 3 when rows differ',
+    options: [
+      { flags: '--table <name>', help: 'only this table, like public.orders', repeat: true },
+      { flags: '--repair', help: 'join the rows that differ, then compare again' },
+    ],
+    example: 'coregent verify --repair',
+    load: () => import('./verify.ts'),
+  },
+  {
+    name: 'conflicts',
+    summary: 'the conflict record',
+    arguments: ['<list>'],
+    options: [
+      { flags: '--region <name>', help: 'what this region recorded; by default all' },
+      { flags: '--table <name>', help: 'only this table, like public.orders' },
+      {
+        flags: '--limit <number>',
+        help: 'at most so many, the newest first (default: 50)',
+        parse: (text) => whole(text, 1, 100_000),
+        expects: 'a number from 1 to 100000',
+      },
+    ],
+    example: 'coregent conflicts list --table public.orders',
+    load: () => import('./conflicts.ts'),
+  },
+  {
+    name: 'remove',
+    summary: 'take slots, triggers, columns and schema out of every region; rows stay',
+    options: [
+      { flags: '--yes', help: 'do not ask' },
+      { flags: '--force', help: 'go on when a region cannot be reached' },
+    ],
+    example: 'coregent remove',
+    load: () => import('./remove.ts'),
   },
 ];
 

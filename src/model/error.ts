@@ -54,6 +54,11 @@ export const errors = {
     retry: 'never',
     cure: 'The url reaches another server than before; check it, then run `coregent apply`.',
   },
+  peer_behind: {
+    exit: 4,
+    retry: 'later',
+    cure: 'Start the agents of all regions and wait until `coregent status` shows no lag.',
+  },
   privilege_missing: {
     exit: 1,
     retry: 'later',

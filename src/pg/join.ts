@@ -1,10 +1,10 @@
 import type pg from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
 import { CoregentError } from '../model/error.ts';
-import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
+import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { Batch, type Route } from '../pipe/batch.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
-import { ident, qualified } from './quote.ts';
+import { ident, literal, qualified } from './quote.ts';
 import type { Store, Target } from './store.ts';
 
 /** Rows and bytes of one local transaction of a join. */
@@ -22,12 +22,14 @@ export interface Joined {
  * Copies a peer's rows and tombstones of one table through the same join that applies its stream.
  * Idempotent, and safe while writes and agents go on, as long as the peer's slot was made before:
  * what commits later arrives by the slot, and what arrives twice changes nothing.
+ * `only`: keys as JSON objects, to join these and no others.
  */
 export async function joinTable(
   peer: pg.Client,
   store: Store,
   target: Target,
   onRows: (rows: number) => void,
+  only?: readonly unknown[],
 ): Promise<Joined> {
   let rows = 0;
   let conflicts = 0;
@@ -35,11 +37,12 @@ export async function joinTable(
     const { table } = target.staging;
     const columns = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
     const from = tombstone ? qualified('coregent', tombstoneName(table)) : qualified(table.schema, table.name);
+    const some = only && ` where ${keyIn(table, only)}`;
     const route = straightRoute(target, tombstone, columns);
     let batch = new Batch();
     for await (const tuple of copyOut(
       peer,
-      `copy (select ${columns.map(ident).join(', ')} from ${from}) to stdout (format binary)`,
+      `copy (select ${columns.map(ident).join(', ')} from ${from} t${some ?? ''}) to stdout (format binary)`,
     )) {
       batch.add(route, tuple.bytes, tuple.at, false);
       if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
@@ -54,6 +57,13 @@ export async function joinTable(
     onRows(batch.rows);
   }
   return { rows, conflicts };
+}
+
+/** A condition on the alias `t`: its key is one of these JSON objects. */
+export function keyIn(table: Table, keys: readonly unknown[]): string {
+  const key = table.key.map(ident).join(', ');
+  const typed = `jsonb_populate_recordset(null::${qualified('coregent', tombstoneName(table))}, ${literal(JSON.stringify(keys))}::jsonb)`;
+  return `(${table.key.map((name) => `t.${ident(name)}`).join(', ')}) in (select ${key} from ${typed})`;
 }
 
 /** A route for tuples that come in staged order. */

@@ -1,0 +1,85 @@
+import { loadConfig } from '../config.ts';
+import { EXIT } from '../model/error.ts';
+import { carryOut, closeRegions, makePlan, openRegions, type Plan } from '../pg/setup.ts';
+import type { Context } from './context.ts';
+import { toJson } from './print.ts';
+
+/** Options of `coregent apply`. */
+export interface ApplyOptions {
+  readonly dryRun?: boolean;
+}
+
+/** `coregent apply`: brings every region to what the file says. With --dry-run it prints the plan and changes nothing. */
+export async function run({ dryRun }: ApplyOptions, context: Context): Promise<number> {
+  const config = await loadConfig(context.config, context.env);
+  const open = await openRegions(config, 'apply');
+  try {
+    const plan = await makePlan(config, open);
+    const steps = describe(plan);
+    const changed = steps.length > 0;
+    if (dryRun) {
+      if (context.json) context.out(toJson(document(plan, false)));
+      else context.out(changed ? steps.join('\n') : 'Every region is as the file says.');
+      return changed ? EXIT.findings : EXIT.ok;
+    }
+    const joined: { table: string; from: string; to: string; rows: number; conflicts: number }[] = [];
+    const say = (text: string): void => {
+      if (!context.json) context.out(text);
+    };
+    await carryOut(config, open, plan, {
+      action: ({ region, what }) => say(`${region}: ${what}`),
+      slot: ({ slot, from }) => say(`${from}: create slot ${slot}`),
+      join: (table, from, to, estimate) => {
+        const bar = context.progress(`${table} ${from} → ${to}`, estimate);
+        let rows = 0;
+        return {
+          rows: (more) => {
+            rows += more;
+            bar.update(rows);
+          },
+          done: (conflicts) => {
+            bar.done();
+            joined.push({ table, from, to, rows, conflicts });
+            say(
+              `${to}: joined ${rows} rows of ${table} from ${from}${conflicts > 0 ? `, ${conflicts} conflicts recorded` : ''}`,
+            );
+          },
+        };
+      },
+    });
+    if (context.json) context.out(toJson({ ...document(plan, true), joined }));
+    else
+      say(
+        changed
+          ? 'Done. Start an agent in each region: coregent start --region NAME'
+          : 'Every region is as the file says.',
+      );
+    return EXIT.ok;
+  } finally {
+    await closeRegions(open);
+  }
+}
+
+function describe({ actions, edges, joins }: Plan): string[] {
+  return [
+    ...actions.map(({ region, what }) => `${region}: ${what}`),
+    ...edges.map(({ from, slot }) => `${from.region.name}: create slot ${slot}`),
+    ...joins.map(({ edge, table }) => `${edge.to.region.name}: join rows of ${table} from ${edge.from.region.name}`),
+  ];
+}
+
+function document({ actions, edges, joins }: Plan, applied: boolean) {
+  return {
+    schema_version: 1,
+    applied,
+    changes: [
+      ...actions.map(({ region, what, sql }) => ({ region, what, sql })),
+      ...edges.map(({ from, slot }) => ({ region: from.region.name, what: `create slot ${slot}`, sql: [] })),
+      ...joins.map(({ edge, table }) => ({
+        region: edge.to.region.name,
+        what: `join rows of ${table} from ${edge.from.region.name}`,
+        sql: [],
+      })),
+    ],
+  };
+}

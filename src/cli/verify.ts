@@ -1,0 +1,98 @@
+import { type Config, loadConfig } from '../config.ts';
+import { CoregentError, EXIT } from '../model/error.ts';
+import { tableLabel } from '../model/table.ts';
+import { readTables } from '../pg/catalog.ts';
+import { closeRegions, type OpenRegion, openRegions } from '../pg/setup.ts';
+import { type Difference, repair, type TableVerdict, verifyTable } from '../pg/verify.ts';
+import type { Context } from './context.ts';
+import { table, toJson, visible } from './print.ts';
+
+/** Options of `coregent verify`. */
+export interface VerifyOptions {
+  readonly table?: readonly string[];
+  readonly repair?: boolean;
+}
+
+/** Differing rows that are printed; --json has all. */
+const LISTED = 50;
+
+/** `coregent verify`: compares the regions' rows while writes go on. 0 equal, 3 differing rows; --repair joins them and looks again. */
+export async function run(options: VerifyOptions, context: Context): Promise<number> {
+  const config = await loadConfig(context.config, context.env);
+  const open = await openRegions(config, 'verify');
+  try {
+    let verdicts = await verifyAll(config, open, options, context);
+    const found = verdicts.flatMap(({ differences }) => differences);
+    if (options.repair && found.length > 0) {
+      await repair(open, found);
+      if (!context.json) {
+        context.out(list(found, open));
+        context.out(`Joined ${found.length} rows; comparing again.\n`);
+      }
+      verdicts = await verifyAll(config, open, options, context);
+    }
+    const differences = verdicts.flatMap((verdict) => verdict.differences);
+    if (context.json) {
+      const names = open.map(({ region }) => region.name);
+      const repaired = options.repair ? found.length : 0;
+      context.out(
+        toJson({ schema_version: 1, regions: names, tables: verdicts, differing: differences.length, repaired }),
+      );
+    } else {
+      context.out(summary(verdicts, open, context.colour));
+      if (differences.length > 0) context.out(list(differences, open));
+    }
+    return differences.length > 0 ? EXIT.findings : EXIT.ok;
+  } finally {
+    await closeRegions(open);
+  }
+}
+
+async function verifyAll(
+  config: Config,
+  open: readonly OpenRegion[],
+  options: VerifyOptions,
+  context: Context,
+): Promise<TableVerdict[]> {
+  const [first] = open;
+  const tables = await readTables(first!.client, first!.region.name);
+  const chosen = options.table ? tables.filter((each) => options.table!.includes(tableLabel(each))) : tables;
+  const unknown = options.table?.find((label) => !tables.some((each) => tableLabel(each) === label));
+  if (unknown) throw new CoregentError('usage', `${unknown} is not a replicated table`, { where: '--table' });
+  const bar = context.progress('verify', chosen.length);
+  const verdicts: TableVerdict[] = [];
+  for (const each of chosen) {
+    verdicts.push(await verifyTable(config, open, each));
+    bar.update(verdicts.length);
+  }
+  bar.done();
+  return verdicts;
+}
+
+function summary(verdicts: readonly TableVerdict[], open: readonly OpenRegion[], colour: boolean): string {
+  const rows = verdicts.map((verdict) => [
+    visible(verdict.table),
+    ...verdict.rows.map(String),
+    verdict.differences.length === 0 ? 'equal' : `${verdict.differences.length} differ`,
+    verdict.moving === 0 ? '' : `${verdict.moving} rows kept changing`,
+  ]);
+  const columns = [
+    { title: 'table' },
+    ...open.map(({ region }) => ({ title: region.name, align: 'right' as const })),
+    { title: 'verdict' },
+    { title: '' },
+  ];
+  return table(columns, rows, colour);
+}
+
+function list(differences: readonly Difference[], open: readonly OpenRegion[]): string {
+  const lines = differences.slice(0, LISTED).map(({ table: name, key, regions }) => {
+    const sides = regions.map(({ row, version }, index) => {
+      const what = row ? JSON.stringify(row) : version ? 'deleted' : 'missing';
+      return `  ${open[index]!.region.name}: ${visible(what)}`;
+    });
+    return `${visible(name)} ${visible(JSON.stringify(key))}\n${sides.join('\n')}`;
+  });
+  if (differences.length > LISTED) lines.push(`… and ${differences.length - LISTED} more; --json lists all.`);
+  return lines.join('\n');
+}

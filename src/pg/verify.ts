@@ -1,0 +1,196 @@
+import type { Config } from '../config.ts';
+import { LSN_ZERO } from '../model/lsn.ts';
+import { type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { barrier } from './barrier.ts';
+import { readTables } from './catalog.ts';
+import { connect } from './connect.ts';
+import { joinTable, keyIn } from './join.ts';
+import { ident, literal, qualified } from './quote.ts';
+import type { OpenRegion } from './setup.ts';
+import { APPLY_SETTINGS, prepareTargets, Store } from './store.ts';
+
+/** What one region has under a key. */
+export interface Seen {
+  /** Null when there is no row. */
+  readonly version: string | null;
+  readonly hash: string | null;
+  readonly row: unknown;
+}
+
+/** A key under which regions differ although each has applied all that the others had written. */
+export interface Difference {
+  readonly table: string;
+  /** The key's columns, each as text. */
+  readonly key: Readonly<Record<string, string>>;
+  /** In the order of the regions. */
+  readonly regions: readonly Seen[];
+}
+
+/** The comparison of one table. */
+export interface TableVerdict {
+  readonly table: string;
+  /** Rows per region when they were counted, in the order of the regions. */
+  readonly rows: readonly number[];
+  readonly differences: readonly Difference[];
+  /** Rows that were written anew each time they were looked at, and were never behind. */
+  readonly moving: number;
+}
+
+/** Rows are compared in so many groups, by hash of the key; only groups that differ are looked at row by row. */
+const BUCKETS = 4096;
+/** How often a row that goes on changing is looked at again. */
+const ROUNDS = 5;
+const KEYS_PER_QUERY = 2_000;
+
+/**
+ * Compares the regions' rows of one table while writes go on: digests first, then the rows of groups whose digests differ.
+ * A row differs only if a region does not have it although it has confirmed everything written before the row was seen
+ * (`barrier`), so writes under way are never taken for differences. Throws `peer_behind` when a region does not follow.
+ */
+export async function verifyTable(config: Config, open: readonly OpenRegion[], table: Table): Promise<TableVerdict> {
+  const digests = await Promise.all(open.map(({ client }) => digest(client, table)));
+  const rows = digests.map((each) => [...each.values()].reduce((sum, { count }) => sum + count, 0));
+  const buckets: number[] = [];
+  for (let bucket = 0; bucket < BUCKETS; bucket++) {
+    const first = digests[0]!.get(bucket)?.digest;
+    if (digests.some((each) => each.get(bucket)?.digest !== first)) buckets.push(bucket);
+  }
+  const verdict = { table: tableLabel(table), rows };
+  if (buckets.length === 0) return { ...verdict, differences: [], moving: 0 };
+
+  let suspects = await suspectsIn(open, table, buckets);
+  const differences: Difference[] = [];
+  for (let round = 0; suspects.length > 0 && round < ROUNDS; round++) {
+    await barrier(config, open);
+    const now = await look(
+      open,
+      table,
+      suspects.map(({ key }) => key),
+    );
+    const next: Suspect[] = [];
+    for (const [index, before] of suspects.entries()) {
+      const regions = now[index]!;
+      if (regions.every(({ hash }) => hash === regions[0]!.hash)) continue;
+      const newest = before.regions.reduce((most, { version }) => maxOf(most, version), 0n);
+      // Everyone has confirmed what was there before: whoever is still older, or has other bytes, differs.
+      const behind = regions.some(({ version }) => BigInt(version ?? -1) < newest);
+      const twins = new Set(regions.map(({ version }) => version)).size === 1;
+      if (behind || twins) differences.push({ table: verdict.table, key: before.key, regions });
+      else next.push({ key: before.key, regions });
+    }
+    suspects = next;
+  }
+  return { ...verdict, differences, moving: suspects.length };
+}
+
+/** Joins the rows that differ from every region into every other. The rows' own rule decides, as it does for the stream. */
+export async function repair(open: readonly OpenRegion[], differences: readonly Difference[]): Promise<void> {
+  for (const to of open) {
+    const apply = await connect(to.region.url, to.region.name, { purpose: 'repair', settings: APPLY_SETTINGS });
+    try {
+      const targets = await prepareTargets(apply, await readTables(apply, to.region.name));
+      const store = new Store({
+        client: apply,
+        targets,
+        lsn: LSN_ZERO,
+        fetch: () => Promise.reject(new Error('copied rows are whole')),
+      });
+      for (const target of targets) {
+        const keys = differences
+          .filter(({ table }) => table === tableLabel(target.staging.table))
+          .map(({ key }) => key);
+        for (const from of open) {
+          if (from === to) continue;
+          for (const some of chunks(keys)) await joinTable(from.client, store, target, () => {}, some);
+        }
+      }
+    } finally {
+      await apply.end().catch(() => {});
+    }
+  }
+}
+
+interface Suspect {
+  readonly key: Readonly<Record<string, string>>;
+  readonly regions: readonly Seen[];
+}
+
+function maxOf(most: bigint, version: string | null): bigint {
+  return version !== null && BigInt(version) > most ? BigInt(version) : most;
+}
+
+/** A text of the row that is the same in every region: columns by name, values as text in the C collation. */
+function image(table: Table): string {
+  const names = [...table.columns.map((column) => column.name).sort(), VERSION];
+  return `hashtextextended(row(${names.map((name) => `t.${ident(name)}`).join(', ')})::text collate "C", 0)`;
+}
+
+function bucketOf(table: Table): string {
+  return `(hashtextextended(row(${table.key.map((name) => `t.${ident(name)}`).join(', ')})::text collate "C", 1) & ${BUCKETS - 1})::int`;
+}
+
+/** The key as a JSON object of texts: numbers of any size stay exact. */
+function keyJson(table: Table): string {
+  return `jsonb_build_object(${table.key.map((name) => `${literal(name)}, t.${ident(name)}::text`).join(', ')})`;
+}
+
+async function digest(
+  client: OpenRegion['client'],
+  table: Table,
+): Promise<Map<number, { count: number; digest: string }>> {
+  const { rows } = await client.query(
+    `select ${bucketOf(table)} as bucket, count(*)::float8 as count, bit_xor(${image(table)})::text as digest
+      from ${qualified(table.schema, table.name)} t group by 1`,
+  );
+  return new Map(rows.map((row) => [row.bucket, { count: row.count, digest: `${row.count} ${row.digest}` }]));
+}
+
+async function suspectsIn(open: readonly OpenRegion[], table: Table, buckets: readonly number[]): Promise<Suspect[]> {
+  const perRegion = await Promise.all(
+    open.map(async ({ client }) => {
+      const { rows } = await client.query(
+        `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, ${image(table)}::text as hash
+          from ${qualified(table.schema, table.name)} t where ${bucketOf(table)} = any ($1)`,
+        [buckets],
+      );
+      return new Map(rows.map((row) => [JSON.stringify(row.key), row]));
+    }),
+  );
+  const suspects: Suspect[] = [];
+  for (const text of new Set(perRegion.flatMap((each) => [...each.keys()]))) {
+    const found = perRegion.map((each) => each.get(text));
+    if (found.every((row) => row?.hash === found[0]?.hash)) continue;
+    suspects.push({
+      key: JSON.parse(text),
+      regions: found.map((row) => ({ version: row?.version ?? null, hash: row?.hash ?? null, row: null })),
+    });
+  }
+  return suspects;
+}
+
+/** What every region has now under these keys: per key, in the order of the regions. A deleted row has its tombstone's version. */
+async function look(open: readonly OpenRegion[], table: Table, keys: readonly Suspect['key'][]): Promise<Seen[][]> {
+  const perRegion = await Promise.all(
+    open.map(async ({ client }) => {
+      const found = new Map<string, Seen>();
+      for (const some of chunks(keys)) {
+        const tombs = qualified('coregent', tombstoneName(table));
+        const { rows } = await client.query(
+          `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
+          union all
+          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t) from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
+        );
+        // Rows come behind tombstones and take their place: a row that is there is newer than its tombstone.
+        for (const { key, ...seen } of rows) found.set(JSON.stringify(key), seen);
+      }
+      return found;
+    }),
+  );
+  return keys.map((key) =>
+    perRegion.map((each) => each.get(JSON.stringify(key)) ?? { version: null, hash: null, row: null }),
+  );
+}
+
+function* chunks<T>(items: readonly T[]): Generator<readonly T[]> {
+  for (let at = 0; at < items.length; at += KEYS_PER_QUERY) yield items.slice(at, at + KEYS_PER_QUERY);
+}
