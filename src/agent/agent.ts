@@ -126,14 +126,19 @@ class RunningAgent implements Agent {
   async #lead(): Promise<void> {
     const { signal } = this.#stopping;
     this.#log.event('agent.started', { cluster: this.#config.cluster });
+    let told: string | undefined;
     while (!signal.aborted) {
       try {
         await this.#term(signal);
       } catch (thrown) {
         if (signal.aborted) return;
         const error = classify(thrown, this.#here.name);
-        this.#enter('starting');
-        this.#log.event('database.lost', { code: error.code, error: error.message, cure: error.cure });
+        if (this.#state !== 'starting' || error.code !== told) {
+          this.#log.event('database.lost', { code: error.code, error: error.message, cure: error.cure });
+        }
+        told = error.code;
+        this.#version = null;
+        if (this.#state !== 'starting') this.#enter('starting');
         this.#tickMs = performance.now();
         await pause(LOCAL_RETRY_MS, signal);
       }
@@ -158,7 +163,6 @@ class RunningAgent implements Agent {
     try {
       const { rows } = await local.query('show server_version');
       this.#version = rows[0].server_version;
-      this.#log.event('database.connected', { version: this.#version });
       if (!(await readInstalled(local, here.name))) {
         throw new CoregentError('schema_missing', 'this region is not installed', { where: here.name });
       }
@@ -180,6 +184,7 @@ class RunningAgent implements Agent {
       };
       this.#peers = this.#config.regions.filter((region) => region !== here).map((region) => new Peer(context, region));
       this.#enter('active');
+      this.#log.event('database.connected', { version: this.#version });
       this.#log.event('agent.leading');
       timers.push(
         setInterval(() => clock.read(local).catch(() => {}), CLOCK_MS),
@@ -232,7 +237,12 @@ class RunningAgent implements Agent {
 
   async #conflicts(limit: number): Promise<unknown[]> {
     if (!this.#local) throw new CoregentError('peer_unreachable', 'the local server is not connected');
-    const { rows } = await this.#local.query('select * from coregent.conflicts order by id desc limit $1', [limit]);
+    const { rows } = await this.#local.query(
+      // Keys and origins, not the rows: whoever may probe an agent may not read its tables.
+      `select id, recorded_at, table_name, key, kind, rule, outcome, local_version::text, incoming_version::text,
+        local_origin, incoming_origin from coregent.conflicts order by id desc limit $1`,
+      [limit],
+    );
     return rows;
   }
 

@@ -1,5 +1,5 @@
 import pg from 'pg';
-import { classify } from '../model/error.ts';
+import { CoregentError, classify } from '../model/error.ts';
 import type { Secret } from '../model/secret.ts';
 
 /**
@@ -61,6 +61,10 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     return client;
   } catch (error) {
     client.end().catch(() => {});
+    // The driver's own faults while connecting (no answer in time, closed in mid-handshake) carry no code.
+    if (error instanceof Error && !('code' in error)) {
+      throw new CoregentError('peer_unreachable', error.message, { where, cause: error });
+    }
     throw classify(error, where);
   }
 }

@@ -28,9 +28,8 @@ export async function openRegions(config: Config, purpose: string): Promise<Open
   await closeRegions(open);
   const [first] = failed;
   if (failed.length === 1) throw first;
-  throw new CoregentError(first!.code, 'several regions cannot be reached', {
-    faults: failed.map((error) => ({ path: error.where ?? '', message: error.message })),
-  });
+  const faults = failed.map((error) => ({ path: error.where ?? '', message: error.message }));
+  throw new CoregentError(first!.code, listed('several regions cannot be reached', faults), { faults });
 }
 
 export async function closeRegions(open: readonly OpenRegion[]): Promise<void> {
@@ -78,7 +77,7 @@ async function chooseTables(config: Config, open: readonly OpenRegion[]): Promis
     chosen.push({ label, rule, found: found as FoundTable[] });
   }
   if (faults.length > 0) {
-    throw new CoregentError('refused', 'these tables cannot be replicated as they are', {
+    throw new CoregentError('refused', listed('these tables cannot be replicated as they are', faults), {
       faults,
       cure: 'Mend each table as it says, or name only the others under `tables` in the configuration.',
     });
@@ -90,6 +89,11 @@ async function chooseTables(config: Config, open: readonly OpenRegion[]): Promis
     });
   }
   return chosen;
+}
+
+/** A heading and one line per fault, for people. */
+function listed(heading: string, faults: readonly Fault[]): string {
+  return [heading, ...faults.map(({ path, message }) => `  ${path}: ${message}`)].join('\n');
 }
 
 function unfit(table: FoundTable): string | undefined {
