@@ -32,7 +32,7 @@ export default defineConfig({
           include: ['test/pg/**/*.test.ts'],
           globalSetup: servers,
           maxWorkers: 2,
-          testTimeout: 30_000,
+          testTimeout: 60_000,
           hookTimeout: 60_000,
           sequence: { groupOrder: 2 },
         },

@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { DEFAULT_MAJOR } from './binaries.ts';
+import { giveIdentity } from './identity.ts';
 import { freePort, isFree } from './port.ts';
 import { childrenOf } from './process.ts';
 import { copyFolder, spawnError, type Template, templateOf } from './template.ts';
@@ -53,8 +54,10 @@ export async function startPostgres(options: ServerOptions = {}): Promise<Server
   const template = await templateOf(major);
   const home = join(template.scratch.folder, `${++servers}-${name.replace(/[^\w-]/g, '_')}`);
   await mkdir(home);
-  await copyFolder(template.folder, join(home, 'data'), template.owner);
-  await appendFile(join(home, 'data', 'postgresql.conf'), print({ ...DEFAULTS, ...settings, ...FIXED }));
+  const data = join(home, 'data');
+  await copyFolder(template.folder, data, template.owner);
+  await giveIdentity(data);
+  await appendFile(join(data, 'postgresql.conf'), print({ ...DEFAULTS, ...settings, ...FIXED }));
 
   for (let attempt = 1; ; attempt++) {
     const server = new Server({ name, home, port: port ?? (await freePort()), template });
