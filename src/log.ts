@@ -30,6 +30,11 @@ export const events = {
   'slot.lost': { level: 'error', doc: 'The peer dropped WAL that this region still needed.' },
   'slot.dropped': { level: 'warn', doc: 'A slot was dropped so that the disk does not fill.' },
 
+  'origin.unavailable': {
+    level: 'info',
+    doc: 'Applied rows carry no replication origin; receivers drop them by version.',
+  },
+
   'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
   'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },

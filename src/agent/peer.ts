@@ -10,7 +10,7 @@ import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
-import { useOrigin } from '../pg/origin.ts';
+import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { APPLY_SETTINGS, prepareTargets, Store, type Target } from '../pg/store.ts';
 import { startWalsender, type Walsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
@@ -151,7 +151,8 @@ export class Peer {
       const control = await open(this.#region.url, name, { purpose: `control ${purpose}` });
       const replication = await open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true });
       const start = await this.#checkProgress(apply, replication);
-      await useOrigin(apply, this.#slot);
+      if (!(await useOrigin(apply, this.#slot))) this.#context.log.event('origin.unavailable', { peer: name });
+      await yieldInDeadlocks(apply);
       const targets = await prepareTargets(apply, await readTables(apply, here.name));
       const fetch = makeFetch(() => control, name);
       const store = new Store({

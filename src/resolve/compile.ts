@@ -75,6 +75,11 @@ export function compile(table: Table): Compiled {
   const first = (alias: string): string => `${alias}.${ident(FIRST)}`;
   const rows = `unnest($1::${rowType}[]) as s`;
   const tombstones = `unnest($1::${tombstoneType}[]) as s`;
+  // Rows are locked in the order of their keys: two peers' batches never wait for each other in a circle.
+  const inOrder = (type: string): string =>
+    `(select u.* from unnest($1::${type}[]) as u order by ${list(table.key, 'u')}) as s`;
+  const rowsInOrder = inOrder(rowType);
+  const tombstonesInOrder = inOrder(tombstoneType);
 
   const sameRegion = (a: string, b: string): string => `(${v(a)} & ${REGION}) = (${v(b)} & ${REGION})`;
   // The writer of s had seen what is in t: it replaced it, or it is the writer's own earlier write.
@@ -138,21 +143,21 @@ export function compile(table: Table): Compiled {
     insertClean: `${fromRows} select ${list(rowColumns, 's')} from ${rows}
       where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
       on conflict do nothing`,
-    deleteClean: `delete from ${target} t using ${tombstones}
+    deleteClean: `delete from ${target} t using ${tombstonesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`,
     bury: `insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from ${tombstones}
       on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
       where ${v('x')} < ${v('excluded')}`,
     recordDeletes: `with met as materialized (
         select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
-        from ${tombstones} join ${target} t on ${onKey('t', 's')}
+        from ${tombstonesInOrder} join ${target} t on ${onKey('t', 's')}
         where ${concurrent('s', 't')} for no key update of t)
       ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
         case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
         s.local_version, ${v('s')}, s.local_row, null from met s`,
-    deleteOlder: `delete from ${target} t using ${tombstones} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
+    deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
 
-    updateClean: (unknown) => `update ${target} t set ${set('s', unknown)} from ${rows}
+    updateClean: (unknown) => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`,
     recordBuried: `${into}
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
@@ -162,12 +167,12 @@ export function compile(table: Table): Compiled {
     recordRows: `with met as materialized (
         select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row, ${json('s')} as incoming_row,
           ${outcome('s', 't')} as outcome
-        from ${rows} join ${target} t on ${onKey('t', 's')}
+        from ${rowsInOrder} join ${target} t on ${onKey('t', 's')}
         where (${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}) for no key update of t)
       ${into} select ${label}, ${keyJson('s')}, $2, 'lww', s.outcome, s.local_version, ${v('s')}, s.local_row, s.incoming_row from met s`,
     insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
     updateOlder: (unknown) =>
-      `update ${target} t set ${set('s', unknown)} from ${rows} where ${onKey('t', 's')} and ${older('t', 's')}`,
+      `update ${target} t set ${set('s', unknown)} from ${rowsInOrder} where ${onKey('t', 's')} and ${older('t', 's')}`,
     unresolved: `select count(*) from ${rows} where not ${forbidden}
       and not exists (select from ${target} t where ${onKey('t', 's')} and ${v('t')} >= ${v('s')})`,
     vacate: (unknown) => {

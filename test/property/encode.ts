@@ -1,0 +1,105 @@
+import { PARENT, VERSION } from '../../src/model/table.ts';
+import { MESSAGE, TUPLE } from '../../src/wire/pgoutput.ts';
+
+/**
+ * What a publisher says, written the way PostgreSQL documents it ("Logical Replication Message Formats", version 1, binary),
+ * and on purpose not by the code that reads it.
+ */
+
+/** One value of a tuple: bytes, null, or a TOAST value that the update did not touch. */
+export type Cell = Buffer | null | 'unchanged';
+
+export const int4 = (value: number): Buffer => {
+  const bytes = Buffer.alloc(4);
+  bytes.writeInt32BE(value);
+  return bytes;
+};
+
+export const int8 = (value: bigint | number): Buffer => {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigInt64BE(BigInt(value));
+  return bytes;
+};
+
+export const text = (value: string): Buffer => Buffer.from(value, 'utf8');
+
+const byte = (value: number): Buffer => Buffer.from([value]);
+
+const int2 = (value: number): Buffer => {
+  const bytes = Buffer.alloc(2);
+  bytes.writeInt16BE(value);
+  return bytes;
+};
+
+const name = (value: string): Buffer => Buffer.from(`${value}\0`, 'utf8');
+
+const MICROS_1970_TO_2000 = 946_684_800_000_000n;
+
+/** Begin. `finalLsn` is where the commit record begins. */
+export function begin(finalLsn: bigint, atMs = 0): Buffer {
+  return Buffer.concat([byte(MESSAGE.begin), int8(finalLsn), int8(time(atMs)), int4(7)]);
+}
+
+/** Commit. `endLsn` is where the commit record ends. */
+export function commit(endLsn: bigint, atMs = 0): Buffer {
+  return Buffer.concat([byte(MESSAGE.commit), byte(0), int8(endLsn - 1n), int8(endLsn), int8(time(atMs))]);
+}
+
+function time(atMs: number): bigint {
+  return BigInt(atMs) * 1000n - MICROS_1970_TO_2000;
+}
+
+/** A relation with these columns, in the peer's order. */
+export function relation(id: number, schema: string, table: string, columns: readonly string[]): Buffer {
+  const described = columns.map((column) => Buffer.concat([byte(0), name(column), int4(25), int4(-1)]));
+  return Buffer.concat([
+    byte(MESSAGE.relation),
+    int4(id),
+    name(schema),
+    name(table),
+    Buffer.from('d'),
+    int2(columns.length),
+    ...described,
+  ]);
+}
+
+export function insert(id: number, cells: readonly Cell[]): Buffer {
+  return Buffer.concat([byte(MESSAGE.insert), int4(id), byte(TUPLE.new), tuple(cells)]);
+}
+
+/** An update; `old` is what the replica identity adds: the key when it changed, or the whole old row. */
+export function update(
+  id: number,
+  cells: readonly Cell[],
+  old?: { readonly mark: 'key' | 'old'; readonly cells: readonly Cell[] },
+): Buffer {
+  const before = old ? [byte(TUPLE[old.mark]), tuple(old.cells)] : [];
+  return Buffer.concat([byte(MESSAGE.update), int4(id), ...before, byte(TUPLE.new), tuple(cells)]);
+}
+
+function tuple(cells: readonly Cell[]): Buffer {
+  const parts = cells.map((cell) => {
+    if (cell === null) return Buffer.from('n');
+    if (cell === 'unchanged') return Buffer.from('u');
+    return Buffer.concat([Buffer.from('b'), int4(cell.length), cell]);
+  });
+  return Buffer.concat([int2(cells.length), ...parts]);
+}
+
+/** The relation ids that {@link describeTable} gives. */
+export const ROWS = 1;
+export const TOMBSTONES = 2;
+
+/** The Relation messages of a replicated table and its tombstones. */
+export function describeTable(table: {
+  readonly schema: string;
+  readonly name: string;
+  readonly tombstones: string;
+  readonly columns: readonly string[];
+  readonly key: readonly string[];
+}): Buffer[] {
+  return [
+    relation(ROWS, table.schema, table.name, [...table.columns, VERSION, PARENT]),
+    relation(TOMBSTONES, 'coregent', table.tombstones, [...table.key, VERSION, PARENT]),
+  ];
+}
