@@ -170,7 +170,7 @@ async function firstLine(owner: ChildProcess): Promise<{ pid: number; folder: st
   });
   await until(() => text.includes('\n') || owner.exitCode !== null, {
     what: 'the server to start',
-    deadlineMs: 25_000,
+    deadlineMs: 45_000,
   });
   const { pid, dataDir } = JSON.parse(text);
   return { pid, folder: dirname(dirname(dataDir)) };
