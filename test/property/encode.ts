@@ -1,4 +1,4 @@
-import { PARENT, VERSION } from '../../src/model/table.ts';
+import { PARENT, type Table, tombstoneName, VERSION } from '../../src/model/table.ts';
 import { MESSAGE, TUPLE } from '../../src/wire/pgoutput.ts';
 
 /**
@@ -91,15 +91,10 @@ export const ROWS = 1;
 export const TOMBSTONES = 2;
 
 /** The Relation messages of a replicated table and its tombstones. */
-export function describeTable(table: {
-  readonly schema: string;
-  readonly name: string;
-  readonly tombstones: string;
-  readonly columns: readonly string[];
-  readonly key: readonly string[];
-}): Buffer[] {
+export function describeTable(table: Table): Buffer[] {
+  const names = table.columns.map((column) => column.name);
   return [
-    relation(ROWS, table.schema, table.name, [...table.columns, VERSION, PARENT]),
-    relation(TOMBSTONES, 'coregent', table.tombstones, [...table.key, VERSION, PARENT]),
+    relation(ROWS, table.schema, table.name, [...names, VERSION, PARENT]),
+    relation(TOMBSTONES, 'coregent', tombstoneName(table), [...table.key, VERSION, PARENT]),
   ];
 }
