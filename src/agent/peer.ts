@@ -245,7 +245,10 @@ export class Peer {
           decoder.push(bytes, from, to);
           if (decoder.ready) {
             this.#pendingSinceMs ??= performance.now();
-            wake?.();
+            if (wake !== undefined) {
+              wake();
+              wake = undefined;
+            }
           }
           return !decoder.full;
         },

@@ -73,6 +73,7 @@ function straightRoute({ staging }: Target, tombstone: boolean, columns: readonl
     tombstone,
     source: Int32Array.from(columns, (_, index) => index),
     key: Int32Array.from(staging.table.key, (name) => columns.indexOf(name)),
+    columns: columns.length,
     version: columns.indexOf(VERSION),
     parent: columns.indexOf(PARENT),
   };

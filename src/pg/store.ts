@@ -1,8 +1,16 @@
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, parseLsn } from '../model/lsn.ts';
-import { PARENT, type Table, tableLabel, VERSION } from '../model/table.ts';
-import { asRecords, asTombstones, type Batch, type Group, type Staging, type TableBatch } from '../pipe/batch.ts';
+import { type Table, tableLabel, VERSION } from '../model/table.ts';
+import {
+  asRecords,
+  asTombstones,
+  type Batch,
+  type Group,
+  makeStaging,
+  type Staging,
+  type TableBatch,
+} from '../pipe/batch.ts';
 import { type Compiled, compile } from '../resolve/compile.ts';
 import { copyStream, recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
@@ -64,14 +72,9 @@ export async function prepareTargets(client: pg.Client, tables: readonly Table[]
       compiled.rowType,
       compiled.tombstoneType,
     ]);
-    const oids = new Map(table.columns.map((column) => [column.name, column.oid]));
     targets.push({
       compiled,
-      staging: {
-        table,
-        rowOids: compiled.rowColumns.map((name) => (name === VERSION || name === PARENT ? 20 : oids.get(name)!)),
-        keyAt: table.key.map((name) => compiled.rowColumns.indexOf(name)),
-      },
+      staging: makeStaging(table, compiled.rowColumns),
       rowTypeOid: Number(rows[0].r),
       tombstoneTypeOid: Number(rows[0].k),
     });

@@ -1,5 +1,5 @@
 import type { LSN } from '../model/lsn.ts';
-import type { Table } from '../model/table.ts';
+import { PARENT, type Table, VERSION } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
 import { type Located, NULL_LENGTH, UNCHANGED_LENGTH } from '../wire/pgoutput.ts';
 import { Tuples } from '../wire/tuples.ts';
@@ -15,6 +15,23 @@ export interface Staging {
   readonly rowOids: readonly number[];
   /** Positions of the key's columns among the staged columns, in key order. */
   readonly keyAt: readonly number[];
+  /** Whether the key is one column of four or eight bytes always, which may be compared as a number. */
+  readonly numberKey: boolean;
+}
+
+const INT8_OID = 20;
+/** int8, int4, oid, date, timestamp, timestamptz: four or eight bytes, equal as numbers when equal as bytes. */
+const NUMBER_TYPES = new Set([20, 23, 26, 1082, 1114, 1184]);
+
+/** The staging of a table whose staged columns are `rowColumns`, version and parent the last two. */
+export function makeStaging(table: Table, rowColumns: readonly string[]): Staging {
+  const oids = new Map(table.columns.map((column) => [column.name, column.oid]));
+  return {
+    table,
+    rowOids: rowColumns.map((name) => (name === VERSION || name === PARENT ? INT8_OID : oids.get(name)!)),
+    keyAt: table.key.map((name) => rowColumns.indexOf(name)),
+    numberKey: table.key.length === 1 && NUMBER_TYPES.has(oids.get(table.key[0]!)!),
+  };
 }
 
 /** How a peer's relation maps onto a table here: where each staged column lies in the peer's tuple. */
@@ -25,6 +42,8 @@ export interface Route {
   readonly source: Int32Array;
   /** Positions in the peer's tuple of the key's columns, in key order. */
   readonly key: Int32Array;
+  /** How many columns the peer's tuples have. */
+  readonly columns: number;
   /** Positions in the peer's tuple of version and parent. */
   readonly version: number;
   readonly parent: number;
@@ -55,8 +74,7 @@ export interface TableBatch {
 }
 
 /** Groups a table may have in one batch: inserts, tombstones, and one per set of unknown columns. */
-const GROUPS = 1024;
-const INT8_OID = 20;
+const GROUPS = 2 ** 20;
 
 /** Whole transactions of one peer (or a part of one that is too large), collapsed to one write per key, as bytes. */
 export class Batch {
@@ -101,12 +119,15 @@ export class Batch {
       this.#maxLow = low;
     }
 
-    const key = keyOf(bytes, at, route.key);
+    const key = keyOf(bytes, at, route.key, route.staging.numberKey);
     const known = table.keys.get(key);
     const older = known === undefined ? undefined : table.groups[known % GROUPS]!;
     const olderRow = known === undefined ? 0 : Math.floor(known / GROUPS);
-    let first: Version | undefined;
-    if (older !== undefined) first = firstOf(older, olderRow);
+    // Values that the update left alone are those of the row it replaced, which another region may have written in between.
+    const linked =
+      older !== undefined &&
+      (at.unchanged === 0 || lastVersion(older, olderRow) === bytes.readBigInt64BE(at.start[route.parent]!));
+    const first: Version | undefined = linked ? firstOf(older, olderRow) : undefined;
 
     let group: Group;
     if (route.tombstone) {
@@ -123,7 +144,7 @@ export class Batch {
     }
 
     const before = group.tuples.length;
-    if (older !== undefined && at.unchanged > 0 && older.kind !== 'tombstone') {
+    if (linked && at.unchanged > 0 && older.kind !== 'tombstone') {
       group = this.#addFilled(table, group, older, olderRow, route, bytes, at, first!);
     } else if (group.kind === 'insert') {
       writeCopy(group.tuples, route.source, bytes, at);
@@ -240,13 +261,13 @@ function unknownOf(route: Route, at: Located): number[] {
 }
 
 /** A key's bytes as something a Map can hold. Two equal results are the same key; see {@link Table.exactKey} for the reverse. */
-function keyOf(bytes: Buffer, at: Located, key: Int32Array): string | number {
+function keyOf(bytes: Buffer, at: Located, key: Int32Array, number: boolean): string | number {
   const only = key[0]!;
   if (key.length === 1) {
     const start = at.start[only]!;
     const length = at.length[only]!;
-    if (length === 4) return bytes.readInt32BE(start);
-    if (length === 8) {
+    if (number && length === 4) return bytes.readInt32BE(start);
+    if (number && length === 8) {
       const high = bytes.readInt32BE(start);
       if (high >= -1_048_576 && high < 1_048_576) return high * 4_294_967_296 + bytes.readUInt32BE(start + 4);
     }
@@ -389,6 +410,13 @@ function firstOf(group: Group, row: number): Version {
   if (known !== undefined) return known;
   const bytes = group.tuples.row(row);
   return bytes.readBigInt64BE(bytes.length - 8);
+}
+
+/** The version of a row that a group holds. */
+function lastVersion(group: Group, row: number): Version {
+  const bytes = group.tuples.row(row);
+  // Version, parent (and first) end every row: each an int8 behind its length (and type).
+  return bytes.readBigInt64BE(bytes.length - (group.kind === 'insert' ? 20 : 40));
 }
 
 /** The rows of an insert group in `record` form. */

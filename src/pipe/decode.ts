@@ -148,6 +148,7 @@ export class Decoder {
     if (bytes[at] !== TUPLE.new) throw violation('a row without its new tuple');
     const located = this.#at;
     locate(bytes, at + 1, end, located);
+    if (located.count !== route.columns) throw violation(`a tuple of ${located.count} columns for ${route.columns}`);
     if (located.length[route.version] !== 8 || located.length[route.parent] !== 8) {
       throw violation('a row without a version');
     }
@@ -221,6 +222,7 @@ export function makeRoute(
     tombstone,
     source: Int32Array.from(names.staged, at),
     key: Int32Array.from(staging.table.key, at),
+    columns: relation.columns.length,
     version: at(names.version),
     parent: at(names.parent),
   };

@@ -114,6 +114,7 @@ export function parseRelation(bytes: Buffer, at: number, end: number): Relation 
     columns.push({ name: columnName, oid: bytes.readUInt32BE(after) });
     pos = after + 8;
   }
+  if (pos > end) throw violation('a relation that ends behind its message');
   // An empty schema on the wire means pg_catalog.
   return { id, schema: schema === '' ? 'pg_catalog' : schema, name, columns };
 }
