@@ -1,6 +1,6 @@
 import { PARENT, type Table, tombstoneName, VERSION } from '../../src/model/table.ts';
 import type { Version } from '../../src/model/version.ts';
-import { asRecords, type Batch, type Group, type Route, type Staging } from '../../src/pipe/batch.ts';
+import { asRecords, type Batch, type Group, makeStaging, type Route, type Staging } from '../../src/pipe/batch.ts';
 import { makeRoute } from '../../src/pipe/decode.ts';
 import type { Relation } from '../../src/wire/pgoutput.ts';
 
@@ -19,12 +19,7 @@ export function routeTo(staging: Staging): (relation: Relation) => Route | undef
 
 /** How a table's rows are staged when its columns have these types. */
 export function stagingOf(table: Table): Staging {
-  const names = table.columns.map((column) => column.name);
-  return {
-    table,
-    rowOids: [...table.columns.map((column) => column.oid), 20, 20],
-    keyAt: table.key.map((name) => names.indexOf(name)),
-  };
+  return makeStaging(table, [...table.columns.map((column) => column.name), VERSION, PARENT]);
 }
 
 /** One live row or tombstone of a batch, in plain values. */
