@@ -18,7 +18,7 @@ export interface Agent {
   /** Where its HTTP API listens; undefined without one. */
   readonly url: string | undefined;
   status(): AgentStatus;
-  /** Finishes the batches under way, makes them durable and confirms them, then closes everything. */
+  /** Closes everything. A batch under way is rolled back and comes again, once, at the next start. */
   stop(): Promise<void>;
 }
 

@@ -318,14 +318,15 @@ export class Peer {
       }
       this.#transactions += batch.transactions;
       this.#rows += receipt.rows;
-      this.#conflicts += receipt.conflicts;
+      this.#conflicts += receipt.conflicts.length;
+      for (const { kind, outcome } of receipt.conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
       this.#parked += receipt.parked;
       const labels = { origin: peer };
       metrics.transactionsApplied.inc(labels, batch.transactions);
       metrics.rowsApplied.inc(labels, receipt.rows);
       metrics.batchRows.observe(labels, receipt.rows);
       metrics.applySeconds.observe(labels, (performance.now() - began) / 1000);
-      if (receipt.conflicts > 0) log.event('conflict.recorded', { peer, conflicts: receipt.conflicts });
+      if (receipt.conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: receipt.conflicts.length });
       if (receipt.parked > 0) log.event('row.parked', { peer, rows: receipt.parked });
       log.event('batch.applied', { peer, rows: receipt.rows, transactions: batch.transactions });
     }
@@ -480,7 +481,11 @@ function router(targets: readonly Target[]): (relation: Relation) => Route | und
   return (relation) => {
     const tombstone = relation.schema === 'coregent';
     const target = tombstone ? tombstones.get(relation.name) : rows.get(`${relation.schema}\0${relation.name}`);
-    if (!target) return undefined;
+    // A table that `apply` has just added: a new session reads the catalog anew. Its rows must not be passed over.
+    if (!target)
+      throw new CoregentError('schema_missing', 'the peer replicates a table that this region does not', {
+        where: `${relation.schema}.${relation.name}`,
+      });
     const staged = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
     return makeRoute(relation, target.staging, tombstone, { staged, version: VERSION, parent: PARENT });
   };

@@ -26,6 +26,7 @@ export async function reaping(options: ReapOptions): Promise<void> {
     await pause(config.tombstones.intervalMs, signal);
     if (signal.aborted) return;
     try {
+      await forgetConflicts(options.local, config.conflicts.retentionMs);
       const reaped = await reap(options);
       if (reaped > 0) log.event('tombstones.reaped', { tombstones: reaped });
     } catch (error) {
@@ -33,6 +34,14 @@ export async function reaping(options: ReapOptions): Promise<void> {
       if (!signal.aborted) log.event('tombstones.kept', { reason: classify(error, here.name) });
     }
   }
+}
+
+/** Removes conflict records beyond `conflicts.retention`; writes nothing when there are none. */
+async function forgetConflicts(local: pg.Client, retentionMs: number): Promise<void> {
+  await local.query(
+    `delete from coregent.conflict_record where recorded_at < clock_timestamp() - $1::float8 * interval '1 ms'`,
+    [retentionMs],
+  );
 }
 
 /**

@@ -30,6 +30,27 @@ const port = { parse: (text: string) => whole(text, 0, 65_535), expects: 'a port
 /** Every subcommand. To add one: one row here, one module that exports `run`. */
 export const commands: readonly CommandRow[] = [
   {
+    name: 'demo',
+    summary: 'regions of real PostgreSQL on this machine, WAN latency between them, a load; Ctrl-C cleans up',
+    options: [
+      {
+        flags: '--regions <number>',
+        help: 'how many regions, 2 to 8 (default: 3)',
+        parse: (text) => whole(text, 2, 8),
+        expects: 'a number from 2 to 8',
+      },
+      {
+        flags: '--port <number>',
+        help: `first port: agents take it and those after it, PostgreSQL from ten further on (default: ${DEFAULT_PORT})`,
+        parse: (text) => whole(text, 1024, 65_000),
+        expects: 'a port from 1024 to 65000',
+      },
+      { flags: '--no-load', help: 'nobody writes but you' },
+    ],
+    example: 'coregent demo',
+    load: () => import('./demo.ts'),
+  },
+  {
     name: 'init',
     summary: 'look at the databases and write coregent.yaml',
     options: [

@@ -46,13 +46,13 @@ export async function joinTable(
     )) {
       batch.add(route, tuple.bytes, tuple.at, false);
       if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
-      conflicts += (await store.apply(batch)).conflicts;
+      conflicts += (await store.apply(batch)).conflicts.length;
       rows += batch.rows;
       onRows(batch.rows);
       batch = new Batch();
     }
     if (batch.rows === 0) continue;
-    conflicts += (await store.apply(batch)).conflicts;
+    conflicts += (await store.apply(batch)).conflicts.length;
     rows += batch.rows;
     onRows(batch.rows);
   }

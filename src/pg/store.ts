@@ -15,11 +15,17 @@ import { type Compiled, compile } from '../resolve/compile.ts';
 import { copyStream, recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 
+/** A conflict that was recorded: its kind in PostgreSQL 18's names, and whether the incoming write was applied. */
+export interface RecordedConflict {
+  readonly kind: string;
+  readonly outcome: string;
+}
+
 /** What applying a batch did. */
 export interface Receipt {
   /** Local WAL position behind the commit; `undefined` while the local transaction is still open. */
   readonly localLsn: LSN | undefined;
-  readonly conflicts: number;
+  readonly conflicts: readonly RecordedConflict[];
   readonly parked: number;
   /** Rows written, of those received. */
   readonly rows: number;
@@ -106,7 +112,7 @@ export class Store {
   #isolate = false;
   /** Steps to send ahead of the next ones, so that they cost no round trip of their own. */
   #queued: Step[] = [];
-  #conflicts = 0;
+  #conflicts: RecordedConflict[] = [];
   #parked = 0;
   readonly #copyPause = new Map<number, { left: number; next: number }>();
 
@@ -145,7 +151,7 @@ export class Store {
    * Throws `apply_interrupted` (retry), `apply_failed` (retry with faults isolated), `progress_fenced`, or a lost connection.
    */
   async apply(batch: Batch): Promise<Receipt> {
-    this.#conflicts = 0;
+    this.#conflicts = [];
     this.#parked = 0;
     try {
       if (!this.#open) this.#queued = [{ text: 'begin' }];
@@ -206,6 +212,10 @@ export class Store {
     const { results, error } = await this.#run(steps);
     if (error) throw applyError(error);
     return results;
+  }
+
+  #count({ rows }: StepResult): void {
+    for (const [kind, outcome] of rows) this.#conflicts.push({ kind: kind!, outcome: outcome! });
   }
 
   #target(table: TableBatch): Target {
@@ -291,7 +301,7 @@ export class Store {
         { text: compiled.recordRevived, values: [parameter] },
         { text: compiled.removeBuried, values: [parameter] },
       ]);
-      this.#conflicts += revived!.count;
+      this.#count(revived!);
     }
   }
 
@@ -305,7 +315,7 @@ export class Store {
         { text: compiled.deleteOlder, values },
         { text: compiled.bury, values },
       ]);
-      this.#conflicts += recorded!.count;
+      this.#count(recorded!);
       return;
     }
     let full = records;
@@ -320,11 +330,12 @@ export class Store {
       { text: compiled.unresolved, values },
     ];
     const first = await this.#must([{ text: compiled.recordBuried, values }, ...settle]);
-    this.#conflicts += first[0]!.count + first[2]!.count;
+    this.#count(first[0]!);
+    this.#count(first[2]!);
     let left = Number(first[4]!.rows[0]![0]);
     for (let round = 0; left > 0 && round < 3; round++) {
       const again = await this.#must(settle);
-      this.#conflicts += again[1]!.count;
+      this.#count(again[1]!);
       left = Number(again[3]!.rows[0]![0]);
     }
     // What is left violates another constraint; the plain upsert says which.
@@ -353,7 +364,7 @@ export class Store {
 
   async #isolated(target: Target, group: Group, rows: readonly Buffer[]): Promise<void> {
     if (rows.length === 0) return;
-    const conflicts = this.#conflicts;
+    const conflicts = this.#conflicts.length;
     const attempts: (() => Promise<void>)[] = [
       async () => {
         const records = tuplesOf(rows);
@@ -372,7 +383,7 @@ export class Store {
       } catch (error) {
         if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
         failure = error;
-        this.#conflicts = conflicts;
+        this.#conflicts.length = conflicts;
         await this.#must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
       }
     }
@@ -393,7 +404,7 @@ export class Store {
     if (group.unknown.length === 0)
       steps.unshift({ text: compiled.recordRows, values: [...values, 'update_origin_differs'] });
     const results = await this.#must(steps);
-    if (group.unknown.length === 0) this.#conflicts += results[0]!.count;
+    if (group.unknown.length === 0) this.#count(results[0]!);
     await this.#careful(target, group, records);
   }
 

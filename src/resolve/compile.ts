@@ -117,6 +117,7 @@ export function compile(table: Table): Compiled {
     'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
+  const told = 'returning kind, outcome';
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
 
@@ -136,7 +137,7 @@ export function compile(table: Table): Compiled {
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('t')}
       from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
-      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')}`,
+      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} ${told}`,
     removeBuried: `delete from ${target} t using ${tombstones}, ${tombs} x
       where ${onKey('t', 's')} and ${onKey('x', 's')} and ${v('t')} = ${v('s')} and ${v('x')} >= ${v('s')}`,
 
@@ -154,7 +155,7 @@ export function compile(table: Table): Compiled {
         where ${concurrent('s', 't')} for no key update of t)
       ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
         case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
-        s.local_version, ${v('s')}, s.local_row, null from met s`,
+        s.local_version, ${v('s')}, s.local_row, null from met s ${told}`,
     deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
 
     updateClean: (unknown) => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
@@ -163,13 +164,13 @@ export function compile(table: Table): Compiled {
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('s')}
       from ${rows} join ${tombs} x on ${onKey('x', 's')}
-      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')}`,
+      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')} ${told}`,
     recordRows: `with met as materialized (
         select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row, ${json('s')} as incoming_row,
           ${outcome('s', 't')} as outcome
         from ${rowsInOrder} join ${target} t on ${onKey('t', 's')}
         where (${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}) for no key update of t)
-      ${into} select ${label}, ${keyJson('s')}, $2, 'lww', s.outcome, s.local_version, ${v('s')}, s.local_row, s.incoming_row from met s`,
+      ${into} select ${label}, ${keyJson('s')}, $2, 'lww', s.outcome, s.local_version, ${v('s')}, s.local_row, s.incoming_row from met s ${told}`,
     insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
     updateOlder: (unknown) =>
       `update ${target} t set ${set('s', unknown)} from ${rowsInOrder} where ${onKey('t', 's')} and ${older('t', 's')}`,

@@ -9,7 +9,7 @@ import { regionOf, type Version } from '../model/version.ts';
 /** The last write that a register saw. */
 export interface Register {
   readonly version: Version;
-  /** The version that this write replaced; 0 when it replaced none. */
+  /** The version that this write replaced; no write’s version when it replaced none. */
   readonly parent: Version;
 }
 
