@@ -54,6 +54,16 @@ export async function startAgent(config: Config, regionName: string, options: Ag
   return agent;
 }
 
+/** Runs one piece of work after the other, in the order asked: a connection has one query at a time. */
+function inTurn(): <T>(work: () => Promise<T>) => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
+  return (work) => {
+    const mine = last.then(work, work);
+    last = mine;
+    return mine;
+  };
+}
+
 class RunningAgent implements Agent {
   readonly #config: Config;
   readonly #here: RegionConfig;
@@ -63,7 +73,8 @@ class RunningAgent implements Agent {
   #state: AgentState = 'starting';
   #since = new Date();
   #peers: readonly Peer[] = [];
-  #local: pg.Client | undefined;
+  /** A query on the leading connection, in its turn. */
+  #ask: ((text: string, values: unknown[]) => Promise<pg.QueryResult>) | undefined;
   #version: string | null = null;
   #http: HttpServer | undefined;
   #running: Promise<void> | undefined;
@@ -167,19 +178,26 @@ class RunningAgent implements Agent {
         throw new CoregentError('schema_missing', 'this region is not installed', { where: here.name });
       }
       if (!(await this.#takeLock(local, signal))) return;
-      this.#local = local;
       const clock = new DatabaseClock();
       await clock.read(local);
+      const ask = inTurn();
+      let flushed: Promise<LSN> | undefined;
+      this.#ask = (text, values) => ask(() => local.query(text, values));
       const context = {
         config: this.#config,
         here,
         log: this.#log,
         metrics: this.#metrics,
         clock,
-        flushedLsn: async (): Promise<LSN> =>
-          parseLsn((await local.query('select pg_current_wal_flush_lsn()::text as lsn')).rows[0].lsn),
+        flushedLsn: () => {
+          flushed ??= ask(() => local.query('select pg_current_wal_flush_lsn()::text as lsn')).then(({ rows }) => {
+            flushed = undefined;
+            return parseLsn(rows[0].lsn);
+          });
+          return flushed;
+        },
         flush: async (): Promise<void> => {
-          await local.query(`select pg_logical_emit_message(true, 'coregent', '')`);
+          await ask(() => local.query(`select pg_logical_emit_message(true, 'coregent', '')`));
         },
       };
       this.#peers = this.#config.regions.filter((region) => region !== here).map((region) => new Peer(context, region));
@@ -187,7 +205,7 @@ class RunningAgent implements Agent {
       this.#log.event('database.connected', { version: this.#version });
       this.#log.event('agent.leading');
       timers.push(
-        setInterval(() => clock.read(local).catch(() => {}), CLOCK_MS),
+        setInterval(() => ask(() => clock.read(local)).catch(() => {}), CLOCK_MS),
         setInterval(() => {
           this.#tickMs = performance.now();
           for (const peer of this.#peers) peer.measure();
@@ -196,7 +214,7 @@ class RunningAgent implements Agent {
       );
       const work = [
         ...this.#peers.map((peer) => peer.run(term.signal)),
-        reaping({ config: this.#config, here, local, log: this.#log, signal: term.signal }),
+        reaping({ config: this.#config, here, log: this.#log, signal: term.signal }),
       ];
       try {
         await Promise.race([lost, Promise.all(work)]);
@@ -207,7 +225,7 @@ class RunningAgent implements Agent {
     } finally {
       signal.removeEventListener('abort', stop);
       for (const timer of timers) clearInterval(timer);
-      this.#local = undefined;
+      this.#ask = undefined;
       this.#conflictsBefore += this.#peers.reduce((sum, peer) => sum + peer.conflicts, 0);
       this.#parkedBefore += this.#peers.reduce((sum, peer) => sum + peer.parked, 0);
       this.#peers = [];
@@ -236,8 +254,8 @@ class RunningAgent implements Agent {
   }
 
   async #conflicts(limit: number): Promise<unknown[]> {
-    if (!this.#local) throw new CoregentError('peer_unreachable', 'the local server is not connected');
-    const { rows } = await this.#local.query(
+    if (!this.#ask) throw new CoregentError('peer_unreachable', 'the local server is not connected');
+    const { rows } = await this.#ask(
       // Keys and origins, not the rows: whoever may probe an agent may not read its tables.
       `select id, recorded_at, table_name, key, kind, rule, outcome, local_version::text, incoming_version::text,
         local_origin, incoming_origin from coregent.conflicts order by id desc limit $1`,

@@ -147,9 +147,12 @@ export class Peer {
     };
     try {
       const purpose = `${here.name} from ${name}`;
-      const apply = await open(here.localUrl, here.name, { purpose: `apply ${purpose}`, settings: APPLY_SETTINGS });
-      const control = await open(this.#region.url, name, { purpose: `control ${purpose}` });
-      const replication = await open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true });
+      // Side by side: every round trip to a distant peer is a good part of a second.
+      const [apply, control, replication] = await Promise.all([
+        open(here.localUrl, here.name, { purpose: `apply ${purpose}`, settings: APPLY_SETTINGS }),
+        open(this.#region.url, name, { purpose: `control ${purpose}` }),
+        open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true }),
+      ]);
       const start = await this.#checkProgress(apply, replication);
       if (!(await useOrigin(apply, this.#slot))) this.#context.log.event('origin.unavailable', { peer: name });
       await yieldInDeadlocks(apply);
@@ -169,6 +172,7 @@ export class Peer {
       signal.removeEventListener('abort', onAbort);
       for (const timer of timers) clearInterval(timer);
       this.#countedBytes = 0;
+      this.#decoder?.close();
       this.#walsender?.close();
       this.#walsender = undefined;
       for (const client of clients) {
@@ -225,10 +229,10 @@ export class Peer {
     let applying = false;
 
     const { rows } = await control.query(
-      `select extract(epoch from setting::interval * 1)::float8 as s from (select current_setting('wal_sender_timeout') as setting) x`,
+      `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
+        current_setting('server_version_num')::int as version`,
     );
-    const senderTimeoutMs = Number(rows[0].s) * 1000 || 60_000;
-    const { rows: version } = await control.query(`select current_setting('server_version_num')::int as v`);
+    const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
 
     const confirm = (): void => {
       if (!applying && decoder.empty) acks.idle(decoder.position);
@@ -239,7 +243,7 @@ export class Peer {
       slot: this.#slot,
       publication: PUBLICATION,
       start,
-      origin: version[0].v >= 160_000 ? 'none' : 'any',
+      origin: rows[0].version >= 160_000 ? 'none' : 'any',
       reader: {
         message: (bytes, from, to) => {
           decoder.push(bytes, from, to);
@@ -285,8 +289,7 @@ export class Peer {
       setInterval(confirm, Math.min(10_000, Math.max(500, senderTimeoutMs / 3))),
       this.#probing(control, ended),
     );
-    await this.#probe(control);
-
+    this.#probe(control).catch((error) => ended.reject(classify(error)));
     this.#enter('streaming');
     this.#lastError = null;
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
@@ -304,7 +307,8 @@ export class Peer {
       }
       const batch = decoder.take();
       applying = true;
-      walsender.resume();
+      decoder.resume();
+      if (!decoder.full) walsender.resume();
       await Promise.race([ended.promise, this.#waitForClock(batch, clock, session.signal)]);
       const began = performance.now();
       const receipt = await Promise.race([ended.promise, this.#applyPatiently(store, batch, session.signal)]);

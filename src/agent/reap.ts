@@ -14,7 +14,6 @@ import { APPLY_SETTINGS } from '../pg/store.ts';
 export interface ReapOptions {
   readonly config: Config;
   readonly here: RegionConfig;
-  readonly local: pg.Client;
   readonly log: Log;
   readonly signal: AbortSignal;
 }
@@ -26,13 +25,24 @@ export async function reaping(options: ReapOptions): Promise<void> {
     await pause(config.tombstones.intervalMs, signal);
     if (signal.aborted) return;
     try {
-      await forgetConflicts(options.local, config.conflicts.retentionMs);
-      const reaped = await reap(options);
+      const reaped = await round(options);
       if (reaped > 0) log.event('tombstones.reaped', { tombstones: reaped });
     } catch (error) {
       // A region that is away keeps every tombstone; that is what they are for.
       if (!signal.aborted) log.event('tombstones.kept', { reason: classify(error, here.name) });
     }
+  }
+}
+
+/** One round, on a connection of its own: nothing is held between rounds. */
+async function round(options: ReapOptions): Promise<number> {
+  const { config, here } = options;
+  const local = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, settings: APPLY_SETTINGS });
+  try {
+    await forgetConflicts(local, config.conflicts.retentionMs);
+    return await reap(local, options);
+  } finally {
+    await local.end().catch(() => {});
   }
 }
 
@@ -50,7 +60,7 @@ async function forgetConflicts(local: pg.Client, retentionMs: number): Promise<v
  * 2. this region has applied all that any region had committed after that, so nothing written in ignorance is in flight.
  * Both are the same barrier, passed twice. By age alone nothing ever goes. Returns how many were removed.
  */
-export async function reap({ config, here, local, signal }: ReapOptions): Promise<number> {
+async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Promise<number> {
   const tables = await readTables(local, here.name);
   const withTombstones: Table[] = [];
   for (const table of tables) {
@@ -62,7 +72,6 @@ export async function reap({ config, here, local, signal }: ReapOptions): Promis
   const { rows } = await local.query(`select pg_snapshot_xmin(pg_current_snapshot())::text as horizon`);
   const horizon = rows[0].horizon as string;
   const clients: OpenRegion[] = [];
-  const apply = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, settings: APPLY_SETTINGS });
   try {
     for (const region of config.regions) {
       clients.push({ region, client: await connect(region.url, region.name, { purpose: `barrier ${here.name}` }) });
@@ -70,10 +79,9 @@ export async function reap({ config, here, local, signal }: ReapOptions): Promis
     await barrier(config, clients, signal);
     await barrier(config, clients, signal);
     let reaped = 0;
-    for (const table of withTombstones) reaped += await removeStable(apply, table, horizon);
+    for (const table of withTombstones) reaped += await removeStable(local, table, horizon);
     return reaped;
   } finally {
-    await apply.end().catch(() => {});
     for (const { client } of clients) await client.end().catch(() => {});
   }
 }

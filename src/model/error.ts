@@ -22,7 +22,11 @@ export const errors = {
     retry: 'never',
     cure: 'Read what would be lost, then say so explicitly with the flag named above.',
   },
-  unsupported: { exit: 1, retry: 'never', cure: 'Run `coregent doctor`: it names what this PostgreSQL cannot do.' },
+  unsupported: {
+    exit: 1,
+    retry: 'never',
+    cure: 'See “What each region needs” in docs/start.md: PostgreSQL 14 or later, wal_level = logical.',
+  },
 
   peer_unreachable: {
     exit: 4,
@@ -47,7 +51,11 @@ export const errors = {
     retry: 'reconnect',
     cure: 'Let the url name the primary: this server is a standby or set read-only.',
   },
-  peer_not_ready: { exit: 1, retry: 'later', cure: 'Run `coregent doctor`: the server is not set up for this step.' },
+  peer_not_ready: {
+    exit: 1,
+    retry: 'later',
+    cure: 'See “What each region needs” in docs/start.md; is wal_level = logical?',
+  },
   peer_protocol: { exit: 1, retry: 'reconnect', cure: 'Check that the url reaches PostgreSQL itself, not a pooler.' },
   peer_identity: {
     exit: 5,
@@ -62,7 +70,7 @@ export const errors = {
   privilege_missing: {
     exit: 1,
     retry: 'later',
-    cure: 'Run `coregent doctor`: it prints the grants that the role needs.',
+    cure: 'Give the role what “Privileges” in docs/start.md lists.',
   },
   disk_full: { exit: 1, retry: 'later', cure: 'Free disk space on that server; replication goes on by itself.' },
 

@@ -10,8 +10,11 @@ export type Version = bigint;
 export const REGION_BITS = 7n;
 const REGION_MASK = 127n;
 
-/** The version of a row that was there before replication began; also "no parent". */
-export const VERSION_NONE: Version = 0n;
+/** The version, and the parent, of a row that was there before replication began. */
+export const VERSION_BEFORE: Version = 0n;
+
+/** The parent of a write that replaced nothing its region knew. Not 0: that would claim to have seen a row of before. */
+export const NO_PARENT: Version = -1n;
 
 /** Puts a clock reading (microseconds since 1970) and a region's id (1 to 127) together. */
 export function makeVersion(micros: bigint, region: number): Version {

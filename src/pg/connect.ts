@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
+import { parseExact } from '../model/json.ts';
 import type { Secret } from '../model/secret.ts';
 
 /**
@@ -49,6 +50,7 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     ...(options.replication ? { replication: 'database' } : {}),
   } as pg.ClientConfig);
   client.on('error', () => {});
+  for (const type of [pg.types.builtins.JSON, pg.types.builtins.JSONB]) client.setTypeParser(type, parseExact);
   try {
     await client.connect();
     if (!options.replication) {

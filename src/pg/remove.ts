@@ -37,12 +37,14 @@ export async function removeRegion(client: pg.Client, where: string, ours: OurNa
     'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = any ($1)',
     [ours.slots],
   );
+  // Only what is there: a role that may not drop origins has never made one.
+  const { rows: origins } = await client.query('select roname from pg_replication_origin where roname = any ($1)', [
+    ours.origins,
+  ]);
+  for (const { roname } of origins) await client.query('select pg_replication_origin_drop($1)', [roname]);
   const statements = await removalSql(client);
   await transaction(client, async () => {
     await client.query(`set local lock_timeout = '10s'`);
     for (const statement of statements) await client.query(statement);
   });
-  await client.query('select pg_replication_origin_drop(roname) from pg_replication_origin where roname = any ($1)', [
-    ours.origins,
-  ]);
 }

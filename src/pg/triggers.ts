@@ -61,7 +61,7 @@ export function stampingSql(table: Table, region: number): string[] {
 declare
   buried pg_catalog.int8 := ${buriedNew};
 begin
-  new.${parent} := coalesce(buried, 0);
+  new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, `new.${parent}`)};
   return new;
 end`,
@@ -84,7 +84,7 @@ declare
   buried pg_catalog.int8 := ${buriedNew};
   stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
 begin${bury('old', 'stamped')}
-  new.${parent} := coalesce(buried, 0);
+  new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
   return new;
 end`,

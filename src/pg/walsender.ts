@@ -135,7 +135,9 @@ export async function startWalsender(
   };
 
   const settings = [
-    `proto_version ${literal('1')}`,
+    // Version 2 streams large transactions while they run (14 and later).
+    `proto_version ${literal('2')}`,
+    `streaming ${literal('on')}`,
     `publication_names ${literal(ident(options.publication))}`,
     `binary ${literal('true')}`,
     ...(options.origin === 'none' ? [`origin ${literal('none')}`] : []),

@@ -12,6 +12,7 @@ import {
   violation,
 } from '../wire/pgoutput.ts';
 import { Batch, type Route } from './batch.ts';
+import { Spool } from './spool.ts';
 
 /** What the decoder needs to know of the peer. */
 export interface DecodeOptions {
@@ -43,6 +44,12 @@ export class Decoder {
   readonly #tail: { bytes: Buffer[]; start: number[]; end: number[] } = { bytes: [], start: [], end: [] };
   #position: LSN = LSN_ZERO;
   #foreign = 0;
+  /** Large transactions that the peer sends while they run, by their top transaction. */
+  readonly #spools = new Map<number, Spool>();
+  /** The one whose messages come now. */
+  #streaming: Spool | undefined;
+  /** A committed one whose messages are being decoded; the peer's next messages come behind it. */
+  #replay: { spool: Spool; messages: ReturnType<Spool['messages']>; commit: () => void } | undefined;
 
   constructor(options: DecodeOptions) {
     this.#options = options;
@@ -60,17 +67,21 @@ export class Decoder {
 
   /** Whether {@link take} would return something. */
   get ready(): boolean {
-    return this.#batch.transactions > 0 || this.full;
+    return this.#batch.transactions > 0 || this.#overflows;
   }
 
-  /** Whether the batch must be taken before more may be pushed. */
+  /** Whether more may only be pushed after {@link take} and {@link resume}. */
   get full(): boolean {
+    return this.#replay !== undefined || this.#overflows;
+  }
+
+  get #overflows(): boolean {
     return this.#batch.rows >= this.#options.limits.rows || this.#batch.bytes >= this.#options.limits.bytes;
   }
 
   /** Whether rows wait here, those of an open transaction included. */
   get empty(): boolean {
-    return this.#batch.rows === 0 && !this.#spilled;
+    return this.#batch.rows === 0 && !this.#spilled && this.#replay === undefined;
   }
 
   /** The peer says that there is nothing for us before `lsn`. */
@@ -88,7 +99,36 @@ export class Decoder {
     }
   }
 
+  /** Decodes on after {@link take}, where a large transaction filled the batch before it was decoded to its end. */
+  resume(): void {
+    const replay = this.#replay;
+    if (replay === undefined) return;
+    while (!this.#overflows) {
+      const next = replay.messages.next();
+      if (next.done) {
+        this.#replay = undefined;
+        replay.spool.close();
+        replay.commit();
+        return;
+      }
+      this.push(next.value.bytes, next.value.start, next.value.end);
+    }
+  }
+
+  /** Gives back what streamed transactions hold. */
+  close(): void {
+    for (const spool of this.#spools.values()) spool.close();
+    this.#spools.clear();
+    this.#replay?.spool.close();
+    this.#replay = undefined;
+  }
+
   #push(bytes: Buffer, start: number, end: number): void {
+    if (this.#streaming !== undefined && bytes[start] !== MESSAGE.streamStop) {
+      // Inside of a stream every message names its (sub)transaction ahead of its content.
+      this.#streaming.append(bytes.readUInt32BE(start + 1), bytes[start]!, bytes, start + 5, end);
+      return;
+    }
     switch (bytes[start]) {
       case MESSAGE.insert:
       case MESSAGE.update:
@@ -104,17 +144,38 @@ export class Decoder {
       }
       case MESSAGE.commit: {
         if (!this.#inTransaction) throw violation('a commit without a transaction');
-        const endLsn = lsnOf(bytes.readBigUInt64BE(start + 10));
-        if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
-        this.#inTransaction = false;
-        if (this.#openRows > 0 || this.#spilled) {
-          this.#batch.commit(endLsn, protocolTimeMs(bytes.readBigInt64BE(start + 18)));
-          this.#forgetTail();
-          this.#spilled = false;
-        }
-        this.#position = endLsn;
+        this.#commit(lsnOf(bytes.readBigUInt64BE(start + 10)), protocolTimeMs(bytes.readBigInt64BE(start + 18)));
         return;
       }
+      case MESSAGE.streamStart: {
+        if (this.#inTransaction) throw violation('a stream inside of a transaction');
+        const transaction = bytes.readUInt32BE(start + 1);
+        let spool = this.#spools.get(transaction);
+        if (spool === undefined) {
+          spool = new Spool();
+          this.#spools.set(transaction, spool);
+        }
+        this.#streaming = spool;
+        return;
+      }
+      case MESSAGE.streamStop:
+        this.#streaming = undefined;
+        return;
+      case MESSAGE.streamAbort: {
+        const transaction = bytes.readUInt32BE(start + 1);
+        const subtransaction = bytes.readUInt32BE(start + 5);
+        const spool = this.#spools.get(transaction);
+        if (transaction !== subtransaction) {
+          spool?.abort(subtransaction);
+        } else if (spool !== undefined) {
+          spool.close();
+          this.#spools.delete(transaction);
+        }
+        return;
+      }
+      case MESSAGE.streamCommit:
+        this.#streamCommit(bytes, start);
+        return;
       case MESSAGE.relation: {
         const relation = parseRelation(bytes, start + 1, end);
         this.#routes.set(relation.id, this.#options.route(relation));
@@ -129,6 +190,37 @@ export class Decoder {
       default:
         throw violation(`a message of kind ${bytes[start]}`);
     }
+  }
+
+  #commit(endLsn: LSN, committedAtMs: number): void {
+    if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
+    this.#inTransaction = false;
+    if (this.#openRows > 0 || this.#spilled) {
+      this.#batch.commit(endLsn, committedAtMs);
+      this.#forgetTail();
+      this.#spilled = false;
+    }
+    this.#position = endLsn;
+  }
+
+  /** The transaction was committed: its messages are decoded now, as if they came between a begin and a commit. */
+  #streamCommit(bytes: Buffer, start: number): void {
+    if (this.#inTransaction) throw violation('a stream’s commit inside of a transaction');
+    const transaction = bytes.readUInt32BE(start + 1);
+    const commitLsn = lsnOf(bytes.readBigUInt64BE(start + 6));
+    const endLsn = lsnOf(bytes.readBigUInt64BE(start + 14));
+    const committedAtMs = protocolTimeMs(bytes.readBigInt64BE(start + 22));
+    const spool = this.#spools.get(transaction);
+    if (spool === undefined) throw violation('the commit of a stream that it did not send');
+    this.#spools.delete(transaction);
+    this.#inTransaction = true;
+    this.#skipping = commitLsn < this.#options.progress;
+    this.#replay = {
+      spool,
+      messages: spool.messages(),
+      commit: () => this.#commit(endLsn, committedAtMs),
+    };
+    this.resume();
   }
 
   #row(bytes: Buffer, start: number, end: number): void {

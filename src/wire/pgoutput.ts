@@ -1,7 +1,7 @@
 import { CoregentError } from '../model/error.ts';
 
 /**
- * The logical replication protocol's messages (PostgreSQL, "Logical Replication Message Formats"), protocol version 1, binary tuples.
+ * The logical replication protocol's messages (PostgreSQL, "Logical Replication Message Formats"), protocol version 2, binary tuples.
  * Only what is rare is parsed into objects; row messages are walked in place by {@link locate}.
  */
 
@@ -25,6 +25,10 @@ export const MESSAGE = {
   delete: 0x44,
   truncate: 0x54,
   logical: 0x4d,
+  streamStart: 0x53,
+  streamStop: 0x45,
+  streamCommit: 0x63,
+  streamAbort: 0x41,
 } as const;
 
 /** Marks of a tuple within a row message. */

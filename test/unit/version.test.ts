@@ -1,11 +1,11 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { makeVersion, microsOf, nextVersion, regionOf, VERSION_NONE } from '../../src/model/version.ts';
+import { makeVersion, microsOf, nextVersion, regionOf, VERSION_BEFORE } from '../../src/model/version.ts';
 
 const region = fc.integer({ min: 1, max: 127 });
 const micros = fc.bigInt({ min: 0n, max: 2n ** 55n });
 const version = fc.oneof(
-  fc.constant(VERSION_NONE),
+  fc.constant(VERSION_BEFORE),
   fc.tuple(micros, region).map(([at, by]) => makeVersion(at, by)),
 );
 
