@@ -126,6 +126,7 @@ export class Decoder {
   #push(bytes: Buffer, start: number, end: number): void {
     if (this.#streaming !== undefined && bytes[start] !== MESSAGE.streamStop) {
       // Inside of a stream every message names its (sub)transaction ahead of its content.
+      if (start + 5 > end) throw violation('a streamed message without its transaction');
       this.#streaming.append(bytes.readUInt32BE(start + 1), bytes[start]!, bytes, start + 5, end);
       return;
     }
