@@ -8,7 +8,7 @@ import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
-import { DatabaseClock } from './clock.ts';
+import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
 import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
@@ -189,6 +189,7 @@ class RunningAgent implements Agent {
         log: this.#log,
         metrics: this.#metrics,
         clock,
+        readMicros: () => ask(() => readMicros(local)),
         flushedLsn: () => {
           flushed ??= ask(() => local.query('select pg_current_wal_flush_lsn()::text as lsn')).then(({ rows }) => {
             flushed = undefined;

@@ -14,12 +14,10 @@ export class DatabaseClock {
   /** Reads the database's clock once. Keeps the better of two close readings: the one with the shorter round trip. */
   async read(client: pg.Client): Promise<void> {
     const before = performance.now();
-    const { rows } = await client.query(
-      `select (date_part('epoch', clock_timestamp()) * 1000000)::int8::text as micros`,
-    );
+    const micros = await readMicros(client);
     const after = performance.now();
     const roundTripMs = after - before;
-    const offset = Number(rows[0].micros) - ((before + after) / 2) * 1000;
+    const offset = micros - ((before + after) / 2) * 1000;
     const jumped = Math.abs(offset - (this.#offsetMicros ?? offset)) > (roundTripMs + this.#roundTripMs) * 1000;
     if (roundTripMs <= this.#roundTripMs || jumped || after - this.#readAtMs > 30_000) {
       this.#offsetMicros = offset;
@@ -33,17 +31,17 @@ export class DatabaseClock {
     return this.#offsetMicros === undefined ? undefined : performance.now() * 1000 + this.#offsetMicros;
   }
 
-  /** How uncertain {@link nowMicros} is, in ms. */
-  get uncertaintyMs(): number {
-    return this.#roundTripMs / 2;
-  }
-
-  /** By how many ms a version lies ahead of this clock; 0 when the clock has passed it. */
-  aheadMs(version: Version): number {
+  /** Whether this clock has passed the version for certain, whatever the error of the last reading. */
+  surelyPassed(version: Version): boolean {
     const now = this.nowMicros();
-    if (now === undefined) return 0;
-    return Math.max(0, (Number(microsOf(version)) - now) / 1000);
+    return now !== undefined && Number(microsOf(version)) < now - (this.#roundTripMs * 1000) / 2;
   }
+}
+
+/** A database's time now, in microseconds since 1970: already past when the answer is here. */
+export async function readMicros(client: pg.Client): Promise<number> {
+  const { rows } = await client.query(`select (date_part('epoch', clock_timestamp()) * 1000000)::int8::text as micros`);
+  return Number(rows[0].micros);
 }
 
 /** By how many ms `theirs` is ahead of `ours`; undefined before both were read. */

@@ -6,6 +6,7 @@ import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
 import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
+import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
@@ -27,6 +28,8 @@ export interface PeerContext {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly clock: DatabaseClock;
+  /** The local database's time now, in microseconds since 1970. */
+  readMicros(): Promise<number>;
   /** Where the local WAL is flushed to. One query serves all peers. */
   flushedLsn(): Promise<LSN>;
   /** Makes what is committed so far durable now. */
@@ -361,10 +364,11 @@ export class Peer {
    * A peer whose clock runs ahead by more than `clock.max_offset` waits loudly.
    */
   async #waitForClock(batch: Batch, clock: DatabaseClock, signal: AbortSignal): Promise<void> {
+    if (clock.surelyPassed(batch.maxVersion)) return;
     let told = false;
     for (;;) {
-      const aheadMs = clock.aheadMs(batch.maxVersion);
-      if (aheadMs <= 0 || signal.aborted) break;
+      const aheadMs = (Number(microsOf(batch.maxVersion)) - (await this.#context.readMicros())) / 1000;
+      if (aheadMs < 0 || signal.aborted) break;
       if (aheadMs > this.#context.config.clock.maxOffsetMs && !told) {
         told = true;
         this.#enter('waiting');

@@ -65,8 +65,11 @@ export const APPLY_SETTINGS = [
 
 /** Inserts of at least this many rows go by COPY straight into the table. */
 const COPY_ROWS = 40;
-/** After a COPY met an existing key, so many batches of that table go the other way; doubled at each failure. */
-const COPY_BACKOFF_MAX = 64;
+/** Batches of at most so many rows are applied and committed in one round trip. */
+const AT_ONCE_ROWS = 200;
+const AT_ONCE = 0;
+/** After a shortcut failed, so many batches at most go the other way. */
+const BACKOFF_MAX = 64;
 
 /** Prepares a session for applying: row types and compiled statements of every table. */
 export async function prepareTargets(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
@@ -86,6 +89,17 @@ export async function prepareTargets(client: pg.Client, tables: readonly Table[]
     });
   }
   return targets;
+}
+
+/**
+ * Keys of a transaction that may have crossed another one of the same keys unseen: a row on its way in and its tombstone,
+ * each committed without sight of the other. Whichever commits second sees both; so each looks again behind its commit.
+ */
+interface Unsure {
+  readonly target: Target;
+  readonly kind: 'inserted' | 'buried';
+  /** Tombstone records of the keys, made when needed; undefined for a part of a large transaction. */
+  readonly keys: (() => Tuples) | undefined;
 }
 
 /** What a clean statement was expected to do. */
@@ -108,13 +122,18 @@ export class Store {
   #lsn: LSN;
   /** Inside a local transaction that an incomplete batch began. */
   #open = false;
+  /** The local transaction holds one batch, so that its rows are at hand when it is committed. */
+  #whole = true;
   /** After a fault: every row on its own terms. */
   #isolate = false;
   /** Steps to send ahead of the next ones, so that they cost no round trip of their own. */
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
   #parked = 0;
-  readonly #copyPause = new Map<number, { left: number; next: number }>();
+  /** Shortcuts that failed lately, by what they are for: a table's OID, or 0 for whole batches. */
+  /** What this transaction inserted, or deleted without finding it: looked at once more when it is committed. */
+  #unsure: Unsure[] = [];
+  readonly #pauses = new Map<number, { left: number; next: number }>();
 
   constructor(options: {
     client: pg.Client;
@@ -153,23 +172,107 @@ export class Store {
   async apply(batch: Batch): Promise<Receipt> {
     this.#conflicts = [];
     this.#parked = 0;
+    this.#whole = batch.complete && !this.#open;
     try {
+      for (const table of batch.tables.values()) {
+        const target = this.#target(table);
+        for (const group of table.groups) {
+          if (group.kind === 'insert') this.#note('inserted', target, () => asTombstones(target.staging, group));
+        }
+      }
+      const small = batch.complete && batch.rows <= AT_ONCE_ROWS && !this.#open && !this.#isolate;
+      if (small && this.#may(AT_ONCE)) {
+        const localLsn = await this.#applyAtOnce(batch);
+        if (localLsn !== undefined) return { localLsn, conflicts: this.#conflicts, parked: 0, rows: batch.rows };
+      }
       if (!this.#open) this.#queued = [{ text: 'begin' }];
       this.#open = true;
       if (this.#isolate) await this.#applyIsolated(batch);
       else await this.#applyClean(batch);
       let localLsn: LSN | undefined;
-      if (batch.complete) localLsn = await this.#commit(batch);
+      if (batch.complete) {
+        localLsn = await this.#commit(batch);
+        await this.#lookAgain();
+      }
       return { localLsn, conflicts: this.#conflicts, parked: this.#parked, rows: batch.rows };
     } catch (error) {
       this.#open = false;
       this.#queued = [];
+      this.#unsure = [];
       await this.#client.query('rollback').catch(() => {});
       throw error;
     }
   }
 
-  async #commit(batch: Batch): Promise<LSN> {
+  /**
+   * A small batch in one round trip, its commit included; undefined, and nothing done, when a row was no plain successor
+   * or anything else went wrong: the other ways then find out what.
+   */
+  async #applyAtOnce(batch: Batch): Promise<LSN | undefined> {
+    const steps: Step[] = [{ text: 'begin' }];
+    for (const table of batch.tables.values()) {
+      const target = this.#target(table);
+      if (!target.staging.table.exactKey) return undefined;
+      for (const group of inOrder(table.groups)) {
+        if (group.tuples.live > 0) steps.push(wholeStep(target, group, asRecords(table.staging, group)));
+      }
+    }
+    const { results, error } = await runScript(this.#client, [...steps, ...this.#commitSteps(batch)]);
+    if (error) {
+      await this.#must([{ text: 'rollback' }]);
+      this.#failed(AT_ONCE);
+      return undefined;
+    }
+    this.#pauses.delete(AT_ONCE);
+    const localLsn = this.#committed(batch, results);
+    await this.#lookAgain();
+    return localLsn;
+  }
+
+  #note(kind: Unsure['kind'], target: Target, keys: () => Tuples): void {
+    this.#unsure.push({ target, kind, keys: this.#whole ? keys : undefined });
+  }
+
+  /** Behind the commit: settles what crossed with another transaction. Should this not be reached, reaping does it later. */
+  async #lookAgain(): Promise<void> {
+    const unsure = this.#unsure;
+    this.#unsure = [];
+    const targets = new Set(unsure.map(({ target }) => target));
+    for (const target of targets) {
+      const { compiled } = target;
+      const mine = unsure.filter((each) => each.target === target);
+      if (mine.every(({ kind }) => kind === 'inserted')) {
+        const [any] = await this.#must([{ text: compiled.anyTombstone }]);
+        if (any!.rows[0]![0] !== 't') continue;
+      }
+      if (mine.some(({ keys }) => keys === undefined)) await this.#must([{ text: compiled.removeAllBuried }]);
+      for (const { kind, keys } of mine) {
+        const records = keys?.();
+        if (!records || records.live === 0) continue;
+        const values = [arrayOf(target.tombstoneTypeOid, records)];
+        const [record, remove] =
+          kind === 'inserted'
+            ? [compiled.recordRevived, compiled.removeBuried]
+            : [compiled.recordDeletes, compiled.deleteOlder];
+        const results = await this.#must([
+          { text: 'begin' },
+          { text: record, values },
+          { text: remove, values },
+          { text: 'commit' },
+        ]);
+        this.#count(results[1]!);
+      }
+    }
+  }
+
+  #committed(batch: Batch, results: readonly StepResult[]): LSN {
+    const [committed, position] = results.slice(-2);
+    if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
+    if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
+    return parseLsn(position!.rows[0]![0]!);
+  }
+
+  #commitSteps(batch: Batch): Step[] {
     const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }];
     const progress = this.#progress;
     if (progress && batch.endLsn !== undefined) {
@@ -189,16 +292,19 @@ export class Store {
         ],
       });
     }
-    const { results, error } = await this.#run(steps);
+    return steps;
+  }
+
+  async #commit(batch: Batch): Promise<LSN> {
+    const { results, error } = await this.#run(this.#commitSteps(batch));
     if (error) {
       if ((error as { code?: string }).code !== '22012') throw applyError(error);
-      throw new CoregentError('progress_fenced', 'progress is not where this agent left it', { where: progress!.slot });
+      throw new CoregentError('progress_fenced', 'progress is not where this agent left it', {
+        where: this.#progress?.slot ?? '',
+      });
     }
     this.#open = false;
-    const [committed, position] = results.slice(-2);
-    if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
-    if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
-    return parseLsn(position!.rows[0]![0]!);
+    return this.#committed(batch, results);
   }
 
   async #run(steps: readonly Step[]): Promise<ScriptResult> {
@@ -236,13 +342,13 @@ export class Store {
       }
       for (const group of inOrder(table.groups)) {
         if (group.tuples.live === 0) continue;
-        if (group.kind === 'insert' && group.tuples.live >= COPY_ROWS && this.#mayCopy(target)) {
+        if (group.kind === 'insert' && group.tuples.live >= COPY_ROWS && this.#may(target.staging.table.oid)) {
           copies.push({ target, group });
           continue;
         }
         const records = asRecords(table.staging, group);
         expected.push({ target, group, records, step: steps.length });
-        steps.push(...cleanSteps(target, group, records));
+        steps.push(cleanStep(target, group, records));
       }
     }
     if (steps.length > 0) {
@@ -257,18 +363,27 @@ export class Store {
   async #applyOneByOne(target: Target, table: TableBatch): Promise<void> {
     for (const group of inOrder(table.groups)) {
       for (const row of asRecords(table.staging, group).liveRows()) {
-        const records = tuplesOf([row]);
-        const results = await this.#must(cleanSteps(target, group, records));
-        if (results[0]!.count !== 1) await this.#careful(target, group, records);
+        await this.#settle(target, group, tuplesOf([row]));
       }
     }
   }
 
-  #mayCopy(target: Target): boolean {
-    const pause = this.#copyPause.get(target.staging.table.oid);
+  async #settle(target: Target, group: Group, records: Tuples): Promise<void> {
+    const [clean] = await this.#must([cleanStep(target, group, records)]);
+    if (clean!.count !== records.live) await this.#careful(target, group, records);
+  }
+
+  /** Whether a shortcut may be tried; each failure keeps it away for twice as many batches. */
+  #may(shortcut: number): boolean {
+    const pause = this.#pauses.get(shortcut);
     if (!pause || pause.left === 0) return true;
     pause.left--;
     return false;
+  }
+
+  #failed(shortcut: number): void {
+    const next = Math.min(BACKOFF_MAX, (this.#pauses.get(shortcut)?.next ?? 1) * 2);
+    this.#pauses.set(shortcut, { left: next, next });
   }
 
   /** New rows go straight into the table; a savepoint catches the key that was there already. */
@@ -283,17 +398,12 @@ export class Store {
     const oid = staging.table.oid;
     if (error) {
       if (results.length !== 1 || !isUniqueViolation(error)) throw applyError(error);
-      const next = Math.min(COPY_BACKOFF_MAX, (this.#copyPause.get(oid)?.next ?? 1) * 2);
-      this.#copyPause.set(oid, { left: next, next });
-      const records = asRecords(staging, group);
-      const redone = await this.#must([
-        { text: 'rollback to savepoint copied' },
-        ...cleanSteps(target, group, records),
-      ]);
-      if (redone[1]!.count !== records.live) await this.#careful(target, group, records);
+      this.#failed(oid);
+      await this.#must([{ text: 'rollback to savepoint copied' }]);
+      await this.#settle(target, group, asRecords(staging, group));
       return;
     }
-    this.#copyPause.delete(oid);
+    this.#pauses.delete(oid);
     if (results[3]!.rows[0]![0] === 't') {
       const keys = asTombstones(staging, group);
       const parameter = arrayOf(target.tombstoneTypeOid, keys);
@@ -313,14 +423,15 @@ export class Store {
       const [recorded] = await this.#must([
         { text: compiled.recordDeletes, values },
         { text: compiled.deleteOlder, values },
-        { text: compiled.bury, values },
       ]);
       this.#count(recorded!);
+      this.#note('buried', target, () => records);
       return;
     }
     let full = records;
     if (group.unknown.length > 0) full = await this.#complete(target, records);
     if (full.live === 0) return;
+    this.#note('inserted', target, () => keysOf(target.staging, full));
     const values = [arrayOf(target.rowTypeOid, full)];
     const kind = group.kind === 'insert' ? 'insert_exists' : 'update_origin_differs';
     const settle: Step[] = [
@@ -348,8 +459,7 @@ export class Store {
     const values = [arrayOf(target.rowTypeOid, records)];
     const [strangers] = await this.#must([{ text: compiled.strangers, values }]);
     if (Number(strangers!.rows[0]![0]) === 0) return tuplesOf([]);
-    const group: Group = { kind: 'update', unknown: [], tuples: records, firsts: new Map(), mark: 0, touched: false };
-    return this.#fetch(target, asTombstones(staging, group));
+    return this.#fetch(target, keysOf(staging, records));
   }
 
   /** After a fault: each group under a savepoint, halved until the row at fault stands alone; that row is parked. */
@@ -365,13 +475,7 @@ export class Store {
   async #isolated(target: Target, group: Group, rows: readonly Buffer[]): Promise<void> {
     if (rows.length === 0) return;
     const conflicts = this.#conflicts.length;
-    const attempts: (() => Promise<void>)[] = [
-      async () => {
-        const records = tuplesOf(rows);
-        const results = await this.#must(cleanSteps(target, group, records));
-        if (results[0]!.count !== records.live) await this.#careful(target, group, records);
-      },
-    ];
+    const attempts: (() => Promise<void>)[] = [() => this.#settle(target, group, tuplesOf(rows))];
     if (group.kind === 'update') attempts.push(() => this.#vacate(target, group, tuplesOf(rows)));
     let failure: CoregentError | undefined;
     for (const attempt of attempts) {
@@ -435,17 +539,33 @@ function inOrder(groups: readonly Group[]): Group[] {
   return [...groups].sort((a, b) => rank[a.kind] - rank[b.kind]);
 }
 
-/** The statements of the clean way; the first one's count says how many rows it settled. */
-function cleanSteps({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step[] {
+/** The statement of the clean way; its count says how many rows it settled. */
+function cleanStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+  if (group.kind === 'tombstone') return { text: compiled.deleteClean, values: [arrayOf(tombstoneTypeOid, records)] };
+  const text = group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown);
+  return { text, values: [arrayOf(rowTypeOid, records)] };
+}
+
+/** The same, failing unless every row of the group is settled by it. */
+function wholeStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+  const count = String(records.live);
   if (group.kind === 'tombstone') {
-    const values = [arrayOf(tombstoneTypeOid, records)];
-    return [
-      { text: compiled.deleteClean, values },
-      { text: compiled.bury, values },
-    ];
+    return { text: compiled.deleteAll, values: [arrayOf(tombstoneTypeOid, records), count] };
   }
-  const values = [arrayOf(rowTypeOid, records)];
-  return [{ text: group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown), values }];
+  const text = group.kind === 'insert' ? compiled.insertAll : compiled.updateAll(group.unknown);
+  return { text, values: [arrayOf(rowTypeOid, records), count] };
+}
+
+/** The tombstone records of the keys of rows in `record` form. */
+function keysOf(staging: Staging, records: Tuples): Tuples {
+  return asTombstones(staging, {
+    kind: 'update',
+    unknown: [],
+    tuples: records,
+    firsts: new Map(),
+    mark: 0,
+    touched: false,
+  });
 }
 
 function arrayOf(oid: number, records: Tuples): Buffer[] {

@@ -7,6 +7,7 @@ import { ident, literal, qualified } from '../pg/quote.ts';
  *
  * Clean statements apply what is plainly a successor of what is here and say by their count how many rows that was;
  * the careful ones settle the rest and record every conflict. Both decide under the row's lock.
+ * An `…All` statement is the clean one that fails unless it settles `$2` rows.
  */
 export interface Compiled {
   /** Creates the two row types of this session. */
@@ -23,17 +24,20 @@ export interface Compiled {
   /** tombstones: the keys of rows just copied in. Records and removes those that a tombstone forbids. */
   readonly recordRevived: string;
   readonly removeBuried: string;
+  /** Removes every row that is older than its tombstone. */
+  readonly removeAllBuried: string;
   /** rows: inserts what is absent and not deleted. Count: rows inserted. */
   readonly insertClean: string;
-  /** tombstones: deletes rows that the deleter had seen. Count: rows deleted. */
+  readonly insertAll: string;
+  /** tombstones: remembers the deletes, and deletes rows that the deleter had seen. Count: rows deleted. */
   readonly deleteClean: string;
-  /** tombstones: remembers the deletes. */
-  readonly bury: string;
+  readonly deleteAll: string;
   /** tombstones: records deletes that met a write they had not seen; deletes what is older. */
   readonly recordDeletes: string;
   readonly deleteOlder: string;
   /** rows: updates rows that the writer had seen. Count: rows updated. One statement per set of unknown columns. */
   updateClean(unknown: readonly number[]): string;
+  updateAll(unknown: readonly number[]): string;
   /** rows, `$2` kind: records rows that met a tombstone, or another write, that their writer had not seen. */
   readonly recordBuried: string;
   readonly recordRows: string;
@@ -121,6 +125,22 @@ export function compile(table: Table): Compiled {
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
 
+  // The clean statements, each with a twin that divides by zero, and so ends the transaction, unless it applied `$2` rows:
+  // a small batch then needs no look at counts between its statements and its commit.
+  const allApplied = 'select 1 / (count(*) = $2::int8)::int from applied';
+  const insertNew = `${fromRows} select ${list(rowColumns, 's')} from ${rows}
+      where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
+      on conflict do nothing`;
+  const updateSeen = (
+    unknown: readonly number[],
+  ): string => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
+      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
+  const buried = `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
+      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s
+      on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
+      where ${v('x')} < ${v('excluded')})`;
+  const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`;
+
   return {
     session: [
       `create temporary table if not exists ${ident(rowTypeName)} (${types(rowColumns)})`,
@@ -141,14 +161,12 @@ export function compile(table: Table): Compiled {
     removeBuried: `delete from ${target} t using ${tombstones}, ${tombs} x
       where ${onKey('t', 's')} and ${onKey('x', 's')} and ${v('t')} = ${v('s')} and ${v('x')} >= ${v('s')}`,
 
-    insertClean: `${fromRows} select ${list(rowColumns, 's')} from ${rows}
-      where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
-      on conflict do nothing`,
-    deleteClean: `delete from ${target} t using ${tombstonesInOrder}
-      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`,
-    bury: `insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from ${tombstones}
-      on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
-      where ${v('x')} < ${v('excluded')}`,
+    removeAllBuried: `delete from ${target} t using ${tombs} x where ${onKey('t', 'x')} and ${v('t')} < ${v('x')}`,
+
+    insertClean: insertNew,
+    insertAll: `with applied as (${insertNew} returning 1) ${allApplied}`,
+    deleteClean: `${buried} ${deleteSeen}`,
+    deleteAll: `${buried}, applied as (${deleteSeen} returning 1) ${allApplied}`,
     recordDeletes: `with met as materialized (
         select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
         from ${tombstonesInOrder} join ${target} t on ${onKey('t', 's')}
@@ -158,8 +176,8 @@ export function compile(table: Table): Compiled {
         s.local_version, ${v('s')}, s.local_row, null from met s ${told}`,
     deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
 
-    updateClean: (unknown) => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
-      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`,
+    updateClean: updateSeen,
+    updateAll: (unknown) => `with applied as (${updateSeen(unknown)} returning 1) ${allApplied}`,
     recordBuried: `${into}
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('s')}
