@@ -42,6 +42,10 @@ export function stampingSql(table: Table, region: number): string[] {
   const version = ident(VERSION);
   const parent = ident(PARENT);
   const buriedNew = `(select x.${version} from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')})`;
+  // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
+  const lookUp = `if pg_catalog.pg_relation_size(${literal(tombs)}::pg_catalog.regclass) > 0 then
+    buried := ${buriedNew};
+  end if;`;
   const bury = (row: string, stamped: string): string => `
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   values (${keyOf(row)}, ${stamped}, ${row}.${version})
@@ -59,8 +63,9 @@ export function stampingSql(table: Table, region: number): string[] {
       'insert',
       `
 declare
-  buried pg_catalog.int8 := ${buriedNew};
+  buried pg_catalog.int8;
 begin
+  ${lookUp}
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, `new.${parent}`)};
   return new;
@@ -81,9 +86,10 @@ end`,
       'rekey',
       `
 declare
-  buried pg_catalog.int8 := ${buriedNew};
+  buried pg_catalog.int8;
   stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
-begin${bury('old', 'stamped')}
+begin
+  ${lookUp}${bury('old', 'stamped')}
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
   return new;
