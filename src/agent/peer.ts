@@ -40,6 +40,8 @@ export interface PeerContext {
 const FLUSH_POLL_MS = 100;
 /** After so many looks the flush is forced: the writer of the local WAL sees no reason to hurry. */
 const FLUSH_PATIENCE = 10;
+/** With so many rows waiting behind a batch under way there is no hurry: larger reads cost both sides less. */
+const GATHER_ROWS = 100;
 /** How often the peer's clock, slot and liveness are looked at, in ms. */
 const PROBE_MS = 5_000;
 const PROBE_TIMEOUT_MS = 15_000;
@@ -264,7 +266,7 @@ export class Peer {
           if (walEnd > this.#walEnd) this.#walEnd = walEnd;
           if (!applying) confirm();
         },
-        behind: () => applying && !decoder.empty,
+        behind: () => applying && decoder.rows >= GATHER_ROWS,
         closed: (error) => ended.reject(error),
       },
     });

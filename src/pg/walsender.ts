@@ -23,7 +23,7 @@ export interface Walsender {
   readonly receivedBytes: number;
   /** When the peer was last heard of, in ms of the process's monotonic clock. */
   readonly heardAtMs: number;
-  /** Goes on after `message` returned false. */
+  /** Goes on after `message` returned false, and reads at once what waits. */
   resume(): void;
   /** Reports positions; `flushed` lets the peer drop its WAL before it, so it must be durable here. */
   confirm(written: LSN, flushed: LSN): void;
@@ -53,6 +53,7 @@ export async function startWalsender(
   let receivedBytes = 0;
   let heardAtMs = performance.now();
   let stopped = false;
+  let gathering: NodeJS.Timeout | undefined;
   let over = false;
   let started: { resolve: () => void; reject: (error: unknown) => void } | undefined;
 
@@ -101,7 +102,8 @@ export async function startWalsender(
       socket.pause();
     } else if (reader.behind()) {
       socket.pause();
-      setTimeout(() => {
+      gathering ??= setTimeout(() => {
+        gathering = undefined;
         if (!stopped && !over) socket.resume();
       }, GATHER_MS);
     }
@@ -157,7 +159,13 @@ export async function startWalsender(
       return heardAtMs;
     },
     resume() {
-      if (over || !stopped) return;
+      if (over) return;
+      if (gathering !== undefined) {
+        clearTimeout(gathering);
+        gathering = undefined;
+        if (!stopped) socket.resume();
+      }
+      if (!stopped) return;
       stopped = false;
       guarded(() => frames.resume(onMessage));
       if (!stopped && !over) socket.resume();

@@ -79,6 +79,11 @@ export class Decoder {
     return this.#batch.rows >= this.#options.limits.rows || this.#batch.bytes >= this.#options.limits.bytes;
   }
 
+  /** Rows that wait here. */
+  get rows(): number {
+    return this.#batch.rows;
+  }
+
   /** Whether rows wait here, those of an open transaction included. */
   get empty(): boolean {
     return this.#batch.rows === 0 && !this.#spilled && this.#replay === undefined;
