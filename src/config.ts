@@ -41,7 +41,6 @@ export interface Config {
   readonly batch: { readonly rows: number; readonly bytes: number };
   readonly tombstones: { readonly intervalMs: number };
   readonly conflicts: { readonly retentionMs: number };
-  readonly slots: { readonly maxWal?: number };
   /** The file it was read from. */
   readonly path: string;
 }
@@ -82,7 +81,6 @@ const schema = z.strictObject({
     .optional(),
   tombstones: z.strictObject({ interval: duration(1000, DAY).optional() }).optional(),
   conflicts: z.strictObject({ retention: duration(MINUTE, 3650 * DAY).optional() }).optional(),
-  slots: z.strictObject({ max_wal: size(1024 ** 2, 1024 ** 5).optional() }).optional(),
 });
 
 /** Words of the design that this version does not carry out yet: a clear fault beats a rule silently not kept. */
@@ -129,7 +127,6 @@ export function ruleFor(config: Config, schema: string, table: string): TableRul
 
 function complete(file: z.output<typeof schema>, path: string): Config {
   const defaults: TableRule = { conflict: file.defaults?.conflict ?? 'lww' };
-  const maxWal = file.slots?.max_wal;
   return {
     cluster: file.cluster,
     regions: Object.entries(file.regions).map(([name, region]) => ({
@@ -146,7 +143,6 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
     tombstones: { intervalMs: file.tombstones?.interval ?? MINUTE },
     conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY },
-    slots: maxWal === undefined ? {} : { maxWal },
     path,
   };
 }

@@ -14,21 +14,17 @@ export const events = {
   'agent.leading': { level: 'info', doc: 'This agent holds the region’s lock and applies.' },
   'agent.stopping': { level: 'info', doc: 'A stop was asked for; a batch under way is rolled back and comes again.' },
   'agent.stopped': { level: 'info', doc: 'All connections are closed.' },
-  'agent.failed': { level: 'error', doc: 'The agent as a whole cannot go on.' },
   'database.connected': { level: 'info', doc: 'The region’s own PostgreSQL answers.' },
   'database.lost': { level: 'warn', doc: 'The region’s own PostgreSQL does not answer; retried.' },
 
   'peer.connecting': { level: 'info', doc: 'A connection to the peer is being opened.' },
-  'peer.copying': { level: 'info', doc: 'Existing rows of the peer are joined.' },
   'peer.streaming': { level: 'info', doc: 'Changes of the peer arrive from the named LSN on.' },
   'peer.retry': { level: 'warn', doc: 'The link failed and is opened again after the named wait.' },
-  'peer.failed': { level: 'error', doc: 'The link cannot go on without a person; others go on.' },
-  'peer.stopped': { level: 'info', doc: 'The link was closed on purpose.' },
+  'peer.failed': { level: 'error', doc: 'The link needs a person; it is still tried now and then, and others go on.' },
+  'peer.stopped': { level: 'info', doc: 'The link was closed because the agent stops.' },
 
-  'slot.created': { level: 'info', doc: 'A replication slot was made at the peer.' },
   'slot.missing': { level: 'warn', doc: 'The peer has no slot for this region; rows must be joined again.' },
   'slot.lost': { level: 'error', doc: 'The peer dropped WAL that this region still needed.' },
-  'slot.dropped': { level: 'warn', doc: 'A slot was dropped so that the disk does not fill.' },
 
   'origin.unavailable': {
     level: 'info',
@@ -38,7 +34,6 @@ export const events = {
   'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
   'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
-  'table.parked': { level: 'error', doc: 'A table differs between regions; its changes wait, others go on.' },
   'version.equal': { level: 'error', doc: 'Two rows have one version but differ: a region was restored or cloned.' },
   'clock.ahead': { level: 'warn', doc: 'A peer’s clock runs ahead of the bound; its rows wait.' },
   'clock.back': { level: 'info', doc: 'A peer’s clock is inside the bound again.' },

@@ -27,7 +27,7 @@ export const metrics = {
   lag: {
     name: 'coregent_replication_lag_seconds',
     type: 'gauge',
-    help: 'How old the newest change is that is visible here; grows while the link is idle or cut.',
+    help: 'Age of the oldest change that waits here or, while the link is down, may be missing; 0 when nothing does.',
     labels: ['origin', 'target'],
   },
   lagBytes: {

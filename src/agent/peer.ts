@@ -19,6 +19,7 @@ import type { Batch, Route } from '../pipe/batch.ts';
 import { Decoder, makeRoute } from '../pipe/decode.ts';
 import type { Relation } from '../wire/pgoutput.ts';
 import { DatabaseClock, offsetMs } from './clock.ts';
+import { Ending } from './ending.ts';
 
 /** What a peer shares with the other peers of its agent. */
 export interface PeerContext {
@@ -106,7 +107,7 @@ export class Peer {
         this.#enter(error.retry === 'never' ? 'failed' : 'waiting');
         this.#context.metrics.applyErrors.inc({ origin: peer, reason: error.code });
         const waitMs = backoffMs(error.retry === 'never' ? failures + 4 : failures);
-        log.event('peer.retry', {
+        log.event(error.retry === 'never' ? 'peer.failed' : 'peer.retry', {
           peer,
           code: error.code,
           error: error.message,
@@ -117,6 +118,7 @@ export class Peer {
       }
     }
     this.#enter('stopped');
+    log.event('peer.stopped', { peer });
   }
 
   #fail(error: CoregentError): void {
@@ -138,15 +140,15 @@ export class Peer {
     const name = this.#region.name;
     const clients: pg.Client[] = [];
     const timers: NodeJS.Timeout[] = [];
-    const ended = ending();
-    const onAbort = (): void => ended.reject(new CoregentError('peer_unreachable', 'stopping'));
+    const ended = new Ending();
+    const onAbort = (): void => ended.end(new CoregentError('peer_unreachable', 'stopping'));
     signal.addEventListener('abort', onAbort);
     const open = async (...args: Parameters<typeof connect>): Promise<pg.Client> => {
       const client = await connect(...args);
       clients.push(client);
-      client.on('error', (error) => ended.reject(classify(error, args[1])));
+      client.on('error', (error) => ended.end(classify(error, args[1])));
       client.on('end', () =>
-        ended.reject(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
+        ended.end(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
       );
       return client;
     };
@@ -171,6 +173,7 @@ export class Peer {
         fetch,
       });
       store.isolateFaults(this.#isolate);
+      await store.removeBuried();
       this.#store = store;
       await this.#stream({ signal, replication, control, store, targets, start, ended, timers });
     } finally {
@@ -244,7 +247,7 @@ export class Peer {
       const durable = acks.durable;
       this.#walsender?.confirm(laterLsn(decoder.position, durable), durable);
     };
-    const walsender = await startWalsender(session.replication, {
+    const starting = startWalsender(session.replication, {
       slot: this.#slot,
       publication: PUBLICATION,
       start,
@@ -267,9 +270,10 @@ export class Peer {
           if (!applying) confirm();
         },
         behind: () => applying && decoder.rows >= GATHER_ROWS,
-        closed: (error) => ended.reject(error),
+        closed: (error) => ended.end(error),
       },
     });
+    const walsender = await starting.catch((error) => this.#explainSlot(control, error));
     this.#walsender = walsender;
 
     let looks = 0;
@@ -285,7 +289,7 @@ export class Peer {
           confirm();
         };
         look()
-          .catch((error) => ended.reject(classify(error)))
+          .catch((error) => ended.end(classify(error)))
           .finally(() => {
             looking = false;
           });
@@ -294,7 +298,7 @@ export class Peer {
       setInterval(confirm, Math.min(10_000, Math.max(500, senderTimeoutMs / 3))),
       this.#probing(control, ended),
     );
-    this.#probe(control).catch((error) => ended.reject(classify(error)));
+    this.#probe(control).catch((error) => ended.end(classify(error)));
     this.#enter('streaming');
     this.#lastError = null;
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
@@ -303,20 +307,19 @@ export class Peer {
     for (;;) {
       while (!decoder.ready) {
         this.#pendingSinceMs = undefined;
-        await Promise.race([
-          ended.promise,
+        await ended.wait(
           new Promise<void>((resolve) => {
             wake = resolve;
           }),
-        ]);
+        );
       }
       const batch = decoder.take();
       applying = true;
       decoder.resume();
       if (!decoder.full) walsender.resume();
-      await Promise.race([ended.promise, this.#waitForClock(batch, clock, session.signal)]);
+      await ended.wait(this.#waitForClock(batch, clock, session.signal));
       const began = performance.now();
-      const receipt = await Promise.race([ended.promise, this.#applyPatiently(store, batch, session.signal)]);
+      const receipt = await ended.wait(this.#applyPatiently(store, batch, session.signal));
       applying = false;
       if (receipt.localLsn !== undefined && batch.endLsn !== undefined) {
         acks.applied(batch.endLsn, receipt.localLsn);
@@ -336,9 +339,26 @@ export class Peer {
       metrics.batchRows.observe(labels, receipt.rows);
       metrics.applySeconds.observe(labels, (performance.now() - began) / 1000);
       if (receipt.conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: receipt.conflicts.length });
+      const twins = receipt.conflicts.filter((conflict) => conflict.equalVersions).length;
+      if (twins > 0) log.event('version.equal', { peer, rows: twins });
       if (receipt.parked > 0) log.event('row.parked', { peer, rows: receipt.parked });
       log.event('batch.applied', { peer, rows: receipt.rows, transactions: batch.transactions });
     }
+  }
+
+  /** Why the stream could not start: the peer's answer does not tell a slot that is gone from one that lost its WAL. */
+  async #explainSlot(control: pg.Client, thrown: unknown): Promise<never> {
+    const error = classify(thrown, this.#region.name);
+    const { rows } = await control.query('select wal_status from pg_replication_slots where slot_name = $1', [
+      this.#slot,
+    ]);
+    const code = rows.length === 0 ? 'slot_missing' : rows[0].wal_status === 'lost' ? 'slot_lost' : undefined;
+    if (code === undefined) throw error;
+    this.#context.log.event(code === 'slot_lost' ? 'slot.lost' : 'slot.missing', {
+      peer: this.#region.name,
+      slot: this.#slot,
+    });
+    throw new CoregentError(code, error.message, { where: this.#region.name, cause: error });
   }
 
   /** Applies; what only bad luck stopped (a deadlock, a lock timeout) is tried again as long as the batch is whole. */
@@ -394,11 +414,11 @@ export class Peer {
       if (running) return;
       running = true;
       const late = setTimeout(
-        () => ended.reject(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
+        () => ended.end(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
         PROBE_TIMEOUT_MS,
       );
       this.#probe(control)
-        .catch((error) => ended.reject(classify(error)))
+        .catch((error) => ended.end(classify(error)))
         .finally(() => {
           clearTimeout(late);
           running = false;
@@ -499,21 +519,6 @@ function router(targets: readonly Target[]): (relation: Relation) => Route | und
     const staged = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
     return makeRoute(relation, target.staging, tombstone, { staged, version: VERSION, parent: PARENT });
   };
-}
-
-/** The end of a session, whatever brings it. */
-interface Ending {
-  readonly promise: Promise<never>;
-  readonly reject: (error: CoregentError) => void;
-}
-
-function ending(): Ending {
-  let reject: (error: CoregentError) => void = () => {};
-  const promise = new Promise<never>((_, no) => {
-    reject = no;
-  });
-  promise.catch(() => {});
-  return { promise, reject };
 }
 
 function backoffMs(failures: number): number {

@@ -34,7 +34,7 @@ export interface PeerStatus {
   /** The end of WAL that survives a crash here, and is confirmed to the peer. */
   readonly durable_lsn: string | null;
   readonly lag_bytes: number | null;
-  /** How old the newest change is that is visible here; grows while the link is cut. */
+  /** Age of the oldest change that waits here or, while the link is down, may be missing; 0 when nothing does. */
   readonly lag_ms: number | null;
   /** Rows applied a second, over the last few seconds. */
   readonly rows_per_second: number;

@@ -1,6 +1,5 @@
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
-import { PARENT } from '../model/table.ts';
 import { recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import { readTables } from './catalog.ts';
 import { ident } from './quote.ts';
@@ -24,10 +23,10 @@ export function makeFetch(connection: () => pg.Client | undefined, where: string
     }
     const theirs = prepared.targets.get(target.compiled.tombstoneType);
     if (!theirs) throw new CoregentError('schema_differs', 'the peer does not replicate this table', { where });
-    const columns = [...target.compiled.rowColumns, PARENT].map((name) => `t.${ident(name)}`).join(', ');
+    const columns = target.compiled.rowColumns.map((name) => `t.${ident(name)}`).join(', ');
     const { results, error } = await runScript(client, [
       {
-        text: `${theirs.compiled.fetch(columns)}`,
+        text: theirs.compiled.fetch(columns),
         values: [[recordArrayHeader(theirs.tombstoneTypeOid, keys.live), keys.bytes()]],
       },
     ]);

@@ -19,6 +19,8 @@ import { runScript, type ScriptResult, type Step, type StepResult } from './scri
 export interface RecordedConflict {
   readonly kind: string;
   readonly outcome: string;
+  /** Both had one version but other bytes: a restored backup, a cloned region, or rows older than replication. */
+  readonly equalVersions: boolean;
 }
 
 /** What applying a batch did. */
@@ -229,6 +231,14 @@ export class Store {
     return localLsn;
   }
 
+  /** What an earlier agent did not live to look at again. Costs one look per table where there are no tombstones. */
+  async removeBuried(): Promise<void> {
+    for (const { compiled } of this.#targets.values()) {
+      const [any] = await this.#must([{ text: compiled.anyTombstone }]);
+      if (any!.rows[0]![0] === 't') await this.#must([{ text: compiled.removeAllBuried }]);
+    }
+  }
+
   #note(kind: Unsure['kind'], target: Target, keys: () => Tuples): void {
     this.#unsure.push({ target, kind, keys: this.#whole ? keys : undefined });
   }
@@ -252,8 +262,8 @@ export class Store {
         const values = [arrayOf(target.tombstoneTypeOid, records)];
         const [record, remove] =
           kind === 'inserted'
-            ? [compiled.recordRevived, compiled.removeBuried]
-            : [compiled.recordDeletes, compiled.deleteOlder];
+            ? [compiled.recordCrossedInserts, compiled.removeBuried]
+            : [compiled.recordCrossedDeletes, compiled.deleteOlder];
         const results = await this.#must([
           { text: 'begin' },
           { text: record, values },
@@ -321,7 +331,9 @@ export class Store {
   }
 
   #count({ rows }: StepResult): void {
-    for (const [kind, outcome] of rows) this.#conflicts.push({ kind: kind!, outcome: outcome! });
+    for (const [kind, outcome, equal] of rows) {
+      this.#conflicts.push({ kind: kind!, outcome: outcome!, equalVersions: equal === 't' });
+    }
   }
 
   #target(table: TableBatch): Target {

@@ -23,6 +23,8 @@ export interface Compiled {
   readonly anyTombstone: string;
   /** tombstones: the keys of rows just copied in. Records and removes those that a tombstone forbids. */
   readonly recordRevived: string;
+  /** The same behind a commit: records only what `removeBuried` is about to remove. */
+  readonly recordCrossedInserts: string;
   readonly removeBuried: string;
   /** Removes every row that is older than its tombstone. */
   readonly removeAllBuried: string;
@@ -34,6 +36,8 @@ export interface Compiled {
   readonly deleteAll: string;
   /** tombstones: records deletes that met a write they had not seen; deletes what is older. */
   readonly recordDeletes: string;
+  /** The same behind a commit: records only what `deleteOlder` is about to delete. */
+  readonly recordCrossedDeletes: string;
   readonly deleteOlder: string;
   /** rows: updates rows that the writer had seen. Count: rows updated. One statement per set of unknown columns. */
   updateClean(unknown: readonly number[]): string;
@@ -51,7 +55,7 @@ export interface Compiled {
   readonly force: string;
   /** rows: the keys of rows that are not here in the version that the update replaced. */
   readonly strangers: string;
-  /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`). */
+  /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`) and the first parent. */
   fetch(columns: string): string;
 }
 
@@ -121,7 +125,7 @@ export function compile(table: Table): Compiled {
     'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
-  const told = 'returning kind, outcome';
+  const told = 'returning kind, outcome, local_version = incoming_version';
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
 
@@ -141,6 +145,19 @@ export function compile(table: Table): Compiled {
       where ${v('x')} < ${v('excluded')})`;
   const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`;
 
+  const revived = (only: string): string => `${into}
+      select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
+        ${v('x')}, ${v('s')}, null, ${json('t')}
+      from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
+      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} ${only} ${told}`;
+  const deletes = (only: string): string => `with met as materialized (
+        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
+        from ${tombstonesInOrder} join ${target} t on ${onKey('t', 's')}
+        where ${concurrent('s', 't')} ${only} for no key update of t)
+      ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
+        case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
+        s.local_version, ${v('s')}, s.local_row, null from met s ${told}`;
+
   return {
     session: [
       `create temporary table if not exists ${ident(rowTypeName)} (${types(rowColumns)})`,
@@ -153,11 +170,8 @@ export function compile(table: Table): Compiled {
 
     copyIn: `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
     anyTombstone: `select exists (select from ${tombs})`,
-    recordRevived: `${into}
-      select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
-        ${v('x')}, ${v('s')}, null, ${json('t')}
-      from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
-      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} ${told}`,
+    recordRevived: revived(''),
+    recordCrossedInserts: revived(`and ${v('x')} >= ${v('s')}`),
     removeBuried: `delete from ${target} t using ${tombstones}, ${tombs} x
       where ${onKey('t', 's')} and ${onKey('x', 's')} and ${v('t')} = ${v('s')} and ${v('x')} >= ${v('s')}`,
 
@@ -167,13 +181,8 @@ export function compile(table: Table): Compiled {
     insertAll: `with applied as (${insertNew} returning 1) ${allApplied}`,
     deleteClean: `${buried} ${deleteSeen}`,
     deleteAll: `${buried}, applied as (${deleteSeen} returning 1) ${allApplied}`,
-    recordDeletes: `with met as materialized (
-        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
-        from ${tombstonesInOrder} join ${target} t on ${onKey('t', 's')}
-        where ${concurrent('s', 't')} for no key update of t)
-      ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
-        case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
-        s.local_version, ${v('s')}, s.local_row, null from met s ${told}`,
+    recordDeletes: deletes(''),
+    recordCrossedDeletes: deletes(`and ${v('t')} < ${v('s')}`),
     deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
 
     updateClean: updateSeen,
@@ -206,6 +215,6 @@ export function compile(table: Table): Compiled {
     strangers: `select count(*) from ${rows} where not exists (select from ${target} t
       where ${onKey('t', 's')} and ${v('t')} in (${v('s')}, ${first('s')}, ${p('s')}))`,
     fetch: (columns) => `select translate(encode(record_send(r), 'base64'), E'\\n', '') from (
-      select ${columns} from ${target} t join ${tombstones} on ${onKey('t', 's')}) r`,
+      select ${columns}, case when ${v('t')} = ${v('s')} then ${first('s')} else ${p('t')} end from ${target} t join ${tombstones} on ${onKey('t', 's')}) r`,
   };
 }

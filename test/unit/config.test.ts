@@ -27,7 +27,6 @@ clock: { max_offset: 250ms }
 batch: { rows: 500, bytes: 4MiB }
 tombstones: { interval: 1h }
 conflicts: { retention: 7d }
-slots: { max_wal: 64GB }
 `;
 
 function failure(work: () => unknown): CoregentError {
@@ -60,15 +59,13 @@ describe('a good file', () => {
       batch: { rows: 500, bytes: 4 * 1024 ** 2 },
       tombstones: { intervalMs: 3_600_000 },
       conflicts: { retentionMs: 7 * 86_400_000 },
-      slots: { maxWal: 64e9 },
       path: 'coregent.yaml',
     });
   });
 
   it('fills in the defaults', () => {
     const config = parse(good.slice(0, good.indexOf('clock:')));
-    expect(config).toMatchObject({ clock: { maxOffsetMs: 500 }, batch: { rows: 20_000 }, slots: {} });
-    expect('maxWal' in config.slots).toBe(false);
+    expect(config).toMatchObject({ clock: { maxOffsetMs: 500 }, batch: { rows: 20_000 } });
   });
 
   it('does not replace variables inside the value of a variable', () => {
@@ -111,7 +108,7 @@ tables:
   public.users: { conflict: lwww }
 clock: { max_offset: 500 }
 batch: { rows: 1.5, bytes: 3 parsecs }
-slots: { max_wal: 1B }
+tombstones: { interval: 1ms }
 `;
     expect(faults(text)).toEqual([
       expect.stringMatching(/^1 cluster must be lower-case/),
@@ -130,7 +127,7 @@ slots: { max_wal: 1B }
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
       expect.stringMatching(/^13 batch.rows must be/),
       '13 batch.bytes must be a size like 64MB or 1GiB',
-      expect.stringMatching(/^14 slots.max_wal is out of bounds/),
+      expect.stringMatching(/^14 tombstones.interval is out of bounds/),
     ]);
     const error = failure(() => parse(text));
     expect([error.code, error.exit, error.where]).toEqual(['config_invalid', 2, 'coregent.yaml']);
