@@ -187,15 +187,14 @@ export class Cluster implements AsyncDisposable {
 
   /** Runs a command in this process, as `coregent --config … args`. */
   async cli(...args: string[]): Promise<Printed> {
-    const printed = { out: '', err: '' };
-    const stream = (name: 'out' | 'err') => ({
-      write: (text: string) => {
-        printed[name] += text;
-      },
-    });
-    const io = { env: {}, stdout: stream('out'), stderr: stream('err') };
-    const code = await runCli(['--config', this.configFile, ...args], io);
-    return { code, ...printed };
+    return await runIn(this.configFile, args);
+  }
+
+  /** The same, with some top-level keys of `coregent.yaml` changed. */
+  async cliWith(change: Readonly<Record<string, unknown>>, ...args: string[]): Promise<Printed> {
+    const file = join(this.#folder, 'changed.yaml');
+    await writeFile(file, JSON.stringify({ ...JSON.parse(this.#configText()), ...change }), { mode: 0o600 });
+    return await runIn(file, args);
   }
 
   /** `coregent apply`, which must succeed. */
@@ -332,4 +331,16 @@ export class Cluster implements AsyncDisposable {
     await rm(this.#folder, { recursive: true, force: true });
     if (failed.length > 0) throw new AggregateError(failed, `The cluster could not be cleaned up: ${failed[0]}`);
   }
+}
+
+async function runIn(configFile: string, args: readonly string[]): Promise<Printed> {
+  const printed = { out: '', err: '' };
+  const stream = (name: 'out' | 'err') => ({
+    write: (text: string) => {
+      printed[name] += text;
+    },
+  });
+  const io = { env: {}, stdout: stream('out'), stderr: stream('err') };
+  const code = await runCli(['--config', configFile, ...args], io);
+  return { code, ...printed };
 }

@@ -18,10 +18,11 @@ const SHOWN = 10;
 export async function differences(regions: readonly Named[]): Promise<string | undefined> {
   const [first] = regions;
   const { rows: tables } = await first!.query(
-    `select format('%I.%I', schema_name, table_name) as name from coregent.tables order by 1`,
+    `select format('%I.%I', schema_name, table_name) as name, 'coregent.tomb_' || table_id as tombstones
+      from coregent.tables order by 1`,
   );
   const found: string[] = [];
-  for (const { name } of tables) {
+  for (const { name, tombstones } of tables) {
     const digests = await Promise.all(regions.map(({ query }) => digest(query, name)));
     if (digests.every((each) => each === digests[0])) continue;
     const rows = await Promise.all(regions.map(async ({ query }) => new Set(await images(query, name))));
@@ -30,6 +31,9 @@ export async function differences(regions: readonly Named[]): Promise<string | u
     for (const row of odd.sort().slice(0, SHOWN)) {
       const where = regions.filter((_, index) => rows[index]!.has(row)).map(({ region }) => region);
       found.push(`  only in ${where.join(', ')}: ${row}`);
+    }
+    for (const { region, query } of regions) {
+      for (const row of await buried(query, name, tombstones)) found.push(`  ${region} should have deleted: ${row}`);
     }
   }
   return found.length === 0 ? undefined : found.join('\n');
@@ -54,4 +58,19 @@ async function imageSql(query: Query, table: string): Promise<string> {
     [table],
   );
   return `select row(${rows[0].columns})::text collate "C" as image from ${table} t`;
+}
+
+/** Rows that are there although a newer tombstone of their key is there too. */
+async function buried(query: Query, table: string, tombstones: string): Promise<string[]> {
+  const { rows } = await query(
+    `select string_agg(format('t.%1$I = x.%1$I', a.attname), ' and ') as same
+      from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
+      where i.indrelid = $1::regclass and i.indisprimary`,
+    [table],
+  );
+  const found = await query(
+    `select row(t)::text || ', deleted by ' || x._coregent_version as image from ${table} t join ${tombstones} x on ${rows[0].same}
+      where t._coregent_version < x._coregent_version limit ${SHOWN}`,
+  );
+  return found.rows.map(({ image }) => image);
 }

@@ -1,0 +1,417 @@
+import pg from 'pg';
+import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { until } from '../world/until.ts';
+
+let cluster: Cluster;
+
+beforeAll(async () => {
+  cluster = await makeCluster({
+    viaProxy: true,
+    tables: `
+      create table items (id int primary key, v text);
+      create table gates (id int primary key, v text);
+      create table people (id int primary key, email text not null unique);`,
+    config: { batch: { rows: 200 } },
+  });
+  await cluster.install();
+  await cluster.startAgents();
+});
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** Waits until the session that applies a peer's rows in a region waits for a lock. */
+async function blocked(region: string, peer: string): Promise<void> {
+  await until(
+    () =>
+      cluster.value(
+        region,
+        `select count(*)::int from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock' and application_name = $1`,
+        [`coregent apply ${region} from ${peer}`],
+      ),
+    { what: `rows of ${peer} to wait for a lock in ${region}` },
+  );
+}
+
+/** Waits until a query gives something true in a region. */
+async function seen(region: string, text: string, what: string): Promise<void> {
+  await until(() => cluster.value(region, text), { what: `${what} in ${region}`, deadlineMs: 30_000 });
+}
+
+/** Looks at a region over a connection of its own, as fast as it answers, until it is stopped; gives the different answers. */
+function watch(region: string, text: string): { stop(): Promise<unknown[]> } {
+  let stopping = false;
+  const answers: unknown[] = [];
+  const watching = (async () => {
+    const session = await cluster.session(region);
+    while (!stopping) {
+      const answer = Object.values((await session.query(text)).rows[0])[0];
+      if (answer !== answers.at(-1)) answers.push(answer);
+    }
+  })();
+  return {
+    stop: async () => {
+      stopping = true;
+      await watching;
+      return answers;
+    },
+  };
+}
+
+/** Locks a row of the table gates in a region; what comes from any region for it waits. Call the result to let it pass. */
+async function lockGate(region: string, id: number): Promise<() => Promise<void>> {
+  await cluster.query('tokyo', `insert into gates values ($1, 'open')`, [id]);
+  await cluster.converged();
+  const session = await cluster.session(region);
+  const open = async (): Promise<void> => {
+    await session.query('commit');
+  };
+  onTestFinished(open);
+  await session.query('begin');
+  await session.query('select from gates where id = $1 for update', [id]);
+  return open;
+}
+
+test('INV-C: a delete that overtakes the insert that it deletes, while that is being applied, still deletes', async () => {
+  const open = await lockGate('virginia', 1);
+  // Applied in the order of its tables: the row is in, not committed, and the transaction waits at the gate.
+  await cluster.query(
+    'tokyo',
+    `begin; insert into items values (1, 'x'); update gates set v = 'x' where id = 1; commit`,
+  );
+  await blocked('virginia', 'tokyo');
+  await seen('frankfurt', 'select count(*)::int from items where id = 1', 'the row');
+  await cluster.query('frankfurt', 'delete from items where id = 1');
+  await cluster.query('frankfurt', `insert into gates values (2, 'behind the delete')`);
+  await seen('virginia', 'select count(*)::int from gates where id = 2', 'the delete');
+  await open();
+  await cluster.converged();
+});
+
+test('a row that the application holds delays only the peer whose change meets it', async () => {
+  const open = await lockGate('virginia', 10);
+  await cluster.query('tokyo', `update gates set v = 'tokyo' where id = 10`);
+  await blocked('virginia', 'tokyo');
+  await cluster.query('tokyo', `insert into items values (10, 'behind')`);
+  await cluster.query('frankfurt', `insert into items values (11, 'free')`);
+  await seen('virginia', 'select count(*)::int from items where id = 11', 'the row of the other peer');
+  await seen('frankfurt', 'select count(*)::int from items where id = 10', 'the row behind the held one');
+  expect(await cluster.value('virginia', 'select count(*)::int from items where id = 10')).toBe(0);
+  await open();
+  await cluster.converged();
+});
+
+test('INV-A: a transaction larger than many batches is visible whole or not at all', async () => {
+  const rows = 3_000;
+  const watching = watch('virginia', 'select count(*)::int from items where id > 10000 and id <= 20000');
+  await cluster.query('tokyo', `insert into items select 10000 + n, 'large' from generate_series(1, $1::int) n`, [
+    rows,
+  ]);
+  await cluster.converged();
+  await cluster.query('tokyo', `update items set v = 'larger' where id > 10000 and id <= 20000`);
+  await cluster.query('tokyo', `delete from items where id > 10000 and id <= 20000`);
+  await cluster.converged();
+  expect(await watching.stop()).toEqual([0, rows, 0]);
+});
+
+test('INV-A: a transaction that its peer streams while it runs brings nothing before its commit, and nothing rolled back', async () => {
+  const tokyo = await cluster.session('tokyo');
+  const watching = watch('virginia', 'select count(*)::int from items where id > 20000 and id <= 90000');
+  // Far more than the peer decodes in memory: it is sent while it runs.
+  await cluster.query(
+    'tokyo',
+    `do $$ begin execute format('alter database %I set logical_decoding_work_mem = 64', current_database()); end $$`,
+  );
+  cluster.link('tokyo', 'virginia').reset();
+  cluster.link('tokyo', 'frankfurt').reset();
+  await until(() => cluster.log('virginia').filter(({ event }) => event === 'peer.retry').length > 0, {
+    what: 'the link to break',
+  });
+  await cluster.streaming('virginia');
+  await cluster.streaming('frankfurt');
+  const fill = (first: number, rows: number) =>
+    tokyo.query(`insert into items select $1::int + n, repeat('x', 100) from generate_series(1, $2::int) n`, [
+      first,
+      rows,
+    ]);
+  await tokyo.query('begin');
+  await fill(20_000, 4_000);
+  await tokyo.query('savepoint s');
+  await fill(30_000, 4_000);
+  await tokyo.query('rollback to s');
+  await fill(40_000, 100);
+  await tokyo.query('update items set v = v where id > 20000 and id <= 30000');
+  await tokyo.query('commit; begin');
+  await fill(50_000, 4_000);
+  await tokyo.query('rollback');
+  await cluster.converged();
+  expect(await watching.stop()).toEqual([0, 4_100]);
+});
+
+test('two rows of different regions that claim one unique value: the one that cannot be applied is parked, the stream goes on', async () => {
+  await cluster.cut('tokyo', 'frankfurt');
+  await cluster.query('tokyo', `insert into people values (1, 'same@example.org')`);
+  await cluster.query('frankfurt', `insert into people values (2, 'same@example.org')`);
+  await cluster.query('frankfurt', `insert into people values (3, 'other@example.org')`);
+  await cluster.query('frankfurt', `insert into items values (100, 'behind')`);
+  await cluster.heal();
+  await seen('tokyo', 'select count(*)::int from items where id = 100', 'what came behind the parked row');
+  await cluster.confirmed();
+  for (const [region, own] of [
+    ['tokyo', 1],
+    ['frankfurt', 2],
+  ] as const) {
+    const { rows } = await cluster.query(region, 'select id from people order by 1');
+    expect(rows, region).toEqual([{ id: own }, { id: 3 }]);
+    const parked = await cluster.query(region, 'select table_name, operation, sqlstate, reason from coregent.parked');
+    const reason = expect.stringContaining('people_email_key');
+    expect(parked.rows, region).toEqual([
+      { table_name: 'public.people', operation: 'insert', sqlstate: '23505', reason },
+    ]);
+    expect(cluster.agent(region).status().parked, region).toBe(1);
+  }
+  // The application settles it by ordinary writes, which carry whole rows.
+  await cluster.query('frankfurt', `update people set email = 'mine@example.org' where id = 2`);
+  await cluster.query('tokyo', 'update people set email = email where id = 1');
+  await cluster.converged();
+});
+
+test('progress that another moved ends the session, and nothing is applied twice or left out', async () => {
+  await cluster.query('tokyo', `insert into items values (200, 'before')`);
+  await cluster.converged();
+  // As a second agent would that was paused for long: it puts progress back to where it once was.
+  const slot = `coregent_${cluster.name}_1_3`;
+  const before = await cluster.value('virginia', 'select lsn from coregent.progress where slot = $1', [slot]);
+  const transactions = Number(
+    await cluster.value('virginia', 'select transactions from coregent.progress where slot = $1', [slot]),
+  );
+  await cluster.query('tokyo', `update items set v = 'after' where id = 200`);
+  await cluster.converged();
+  await cluster.query('virginia', 'update coregent.progress set lsn = $2 where slot = $1', [slot, before]);
+  await cluster.query('tokyo', `insert into items values (201, 'next')`);
+  await seen('virginia', 'select count(*)::int from items where id = 201', 'the next row');
+  await cluster.converged();
+  const fenced = cluster
+    .log('virginia')
+    .filter(({ event, code }) => event === 'peer.retry' && code === 'progress_fenced');
+  expect(fenced.length).toBeGreaterThan(0);
+  // What was confirmed is not sent again: the update counts once, the insert once.
+  expect(
+    await cluster.value('virginia', 'select transactions::int from coregent.progress where slot = $1', [slot]),
+  ).toBe(transactions + 2);
+  expect(
+    await cluster.value(
+      'virginia',
+      `select count(*)::int from coregent.conflicts where key ->> 'id' in ('200', '201')`,
+    ),
+  ).toBe(0);
+});
+
+test('a slot that is gone is said to be, with its cure, and apply mends it while the others go on', async () => {
+  const slot = `coregent_${cluster.name}_2_3`;
+  onTestFinished(() => cluster.install());
+  await cluster.link('frankfurt', 'virginia').cut();
+  await until(() => cluster.query('frankfurt', 'select pg_drop_replication_slot($1)', [slot]).then(() => true), {
+    what: 'the slot to be dropped',
+  });
+  await cluster.query('frankfurt', `insert into items values (300, 'while there is no slot')`);
+  await cluster.heal();
+  const status = await until(
+    () => {
+      const { state, last_error: error } = cluster.peer('virginia', 'frankfurt');
+      return state === 'failed' && error;
+    },
+    { what: 'the missing slot to be said', deadlineMs: 30_000 },
+  );
+  expect(status).toMatchObject({ code: 'slot_missing', message: expect.stringContaining(slot) });
+  expect(cluster.log('virginia')).toContainEqual(
+    expect.objectContaining({ code: 'slot_missing', cure: expect.stringContaining('coregent apply') }),
+  );
+  await cluster.query('tokyo', `insert into items values (301, 'of another peer')`);
+  await seen('virginia', 'select count(*)::int from items where id = 301', 'a row of the other peer');
+  await cluster.install();
+  await cluster.streaming('virginia');
+  await cluster.query('frankfurt', `insert into items values (302, 'by the new slot')`);
+  await seen('virginia', 'select count(*)::int from items where id in (300, 302)', 'both rows');
+});
+
+test('a peer whose database is away is tried again until it is back', async () => {
+  const database = new URL(cluster.url('frankfurt')).pathname.slice(1);
+  const admin = new pg.Client({
+    connectionString: Object.assign(new URL(cluster.url('frankfurt')), { pathname: '/postgres' }).href,
+  });
+  await admin.connect();
+  onTestFinished(() => admin.end());
+  const rename = (from: string, to: string) =>
+    until(
+      async () => {
+        await admin.query('select pg_terminate_backend(pid) from pg_stat_activity where datname = $1', [from]);
+        await admin.query(`alter database ${from} rename to ${to}`);
+        return true;
+      },
+      { what: `database ${from} to be renamed`, deadlineMs: 30_000 },
+    );
+  await rename(database, `${database}_away`);
+  await until(() => cluster.peer('tokyo', 'frankfurt').last_error?.code === 'peer_database_missing', {
+    what: 'tokyo to say that the database of frankfurt is missing',
+  });
+  await until(() => cluster.agent('frankfurt').status().state === 'starting', {
+    what: 'the agent of frankfurt to have lost its own database',
+  });
+  await cluster.query('tokyo', `insert into items values (400, 'in the meantime')`);
+  await seen('virginia', 'select count(*)::int from items where id = 400', 'the row');
+  await rename(`${database}_away`, database);
+  await cluster.streaming('frankfurt');
+  await cluster.streaming('tokyo');
+  await cluster.streaming('virginia');
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from items where id = 400')).toBe(1);
+});
+
+test('probes answer from memory: ready without a bound on lag, not ready beyond it, alive all along', async () => {
+  await cluster.stopAgent('virginia');
+  const { url } = await cluster.startAgent('virginia', { port: 0 });
+  await cluster.streaming('virginia');
+  const probe = async (path: string): Promise<number> => (await fetch(`${url}${path}`)).status;
+  const becomes = (path: string, status: number) =>
+    until(async () => (await probe(path)) === status, { what: `${path} to answer ${status}` });
+  await becomes('/readyz?max-lag=300ms', 200);
+
+  const open = await lockGate('virginia', 500);
+  await cluster.query('tokyo', `update gates set v = 'x' where id = 500`);
+  await becomes('/readyz?max-lag=300ms', 503);
+  const answer = await (await fetch(`${url}/readyz?max-lag=300ms`)).json();
+  expect(answer).toMatchObject({ ready: false, checks: [{ name: 'lag:tokyo', ok: false }] });
+  expect(await probe('/readyz')).toBe(200);
+  expect(await probe('/livez')).toBe(200);
+  await open();
+  await becomes('/readyz?max-lag=300ms', 200);
+
+  await cluster.cut('frankfurt', 'virginia');
+  await becomes('/readyz?max-lag=300ms', 503);
+  expect(await probe('/readyz')).toBe(200);
+  expect(await probe('/livez')).toBe(200);
+  await cluster.heal();
+  await becomes('/readyz?max-lag=300ms', 200);
+  expect(await (await fetch(`${url}/metrics`)).text()).toMatch(/coregent_link_up\{[^}]*origin="frankfurt"[^}]*\} 1/);
+});
+
+test('INV-A: an agent killed in the middle of a large transaction leaves nothing of it, and the next one applies it whole', async () => {
+  await cluster.stopAgent('virginia');
+  const first = cluster.spawnAgent('virginia');
+  await first.streaming();
+  const open = await lockGate('virginia', 600);
+  const watching = watch('virginia', 'select count(*)::int from items where id > 100000');
+  await cluster.query(
+    'tokyo',
+    `begin;
+     insert into items select 100000 + n, 'x' from generate_series(1, 1000) n;
+     update gates set v = 'x' where id = 600;
+     insert into items select 101000 + n, 'x' from generate_series(1, 1000) n;
+     commit`,
+  );
+  await blocked('virginia', 'tokyo');
+  expect(await first.end('SIGKILL')).toBe('SIGKILL');
+  const second = cluster.spawnAgent('virginia');
+  await second.logged('agent.leading');
+  await open();
+  await second.streaming();
+  await cluster.converged();
+  expect(await watching.stop()).toEqual([0, 2000]);
+  expect(await second.end('SIGTERM')).toBe(0);
+  await cluster.startAgents('virginia');
+});
+
+test('of two agents of a region one stands by, and takes over when the other is killed', async () => {
+  await cluster.stopAgent('virginia');
+  const one = cluster.spawnAgent('virginia');
+  await one.streaming();
+  const other = cluster.spawnAgent('virginia');
+  await other.logged('agent.standby');
+  expect(await other.status()).toMatchObject({ state: 'standby', peers: [] });
+  expect((await other.get('/readyz')).status).toBe(503);
+  expect((await other.get('/livez')).status).toBe(200);
+  await one.end('SIGKILL');
+  await other.logged('agent.leading');
+  await other.streaming();
+  expect((await other.get('/readyz')).status).toBe(200);
+  await cluster.query('tokyo', `insert into items values (700, 'after')`);
+  await seen('virginia', 'select count(*)::int from items where id = 700', 'the row');
+  // A stop that is asked for is clean, and said.
+  expect(await other.end('SIGTERM')).toBe(0);
+  expect(other.log.at(-1)).toMatchObject({ event: 'agent.stopped' });
+  await cluster.startAgents('virginia');
+});
+
+test('rows of a peer whose clock runs ahead wait, loudly, and only they', async () => {
+  const aheadMs = 5_000;
+  const tokyo = await cluster.session('tokyo');
+  await tokyo.query(`set session_replication_role = replica`);
+  await tokyo.query(
+    `insert into items values (800, 'from the future', (((extract(epoch from clock_timestamp()) * 1000 + $1) * 1000)::bigint << 7) | 1, -1)`,
+    [aheadMs],
+  );
+  const peer = await until(
+    () => {
+      const peer = cluster.peer('virginia', 'tokyo');
+      return peer.state === 'waiting' && peer;
+    },
+    { what: 'rows of tokyo to wait in virginia' },
+  );
+  expect(peer.last_error).toMatchObject({ code: 'clock_ahead' });
+  expect(cluster.log('virginia')).toContainEqual(expect.objectContaining({ event: 'clock.ahead', peer: 'tokyo' }));
+  await cluster.query('frankfurt', `insert into items values (801, 'of now')`);
+  await seen('virginia', 'select count(*)::int from items where id = 801', 'the row of another peer');
+  expect(await cluster.value('virginia', 'select count(*)::int from items where id = 800')).toBe(0);
+  await cluster.converged();
+  // Whoever sees the row writes a greater version.
+  await cluster.query('virginia', `update items set v = 'seen' where id = 800`);
+  await cluster.converged();
+  expect(await cluster.value('tokyo', 'select v from items where id = 800')).toBe('seen');
+  expect(cluster.peer('virginia', 'tokyo')).toMatchObject({ state: 'streaming', last_error: null });
+});
+
+test('INV-Q: when nobody writes, nothing is written', async () => {
+  await using quiet = await makeCluster({
+    regions: 2,
+    servers: 'own',
+    // Nobody else writes these servers' WAL: what grows it is ours.
+    settings: { autovacuum: false, checkpoint_timeout: '1h' },
+    tables: 'create table items (id int primary key, v text)',
+    config: { tombstones: { interval: '1s' } },
+  });
+  await quiet.install();
+  await quiet.startAgents();
+  await quiet.query('tokyo', `insert into items select n, 'x' from generate_series(1, 100) n`);
+  await quiet.query(
+    'frankfurt',
+    `insert into items select n, 'y' from generate_series(51, 150) n on conflict (id) do update set v = excluded.v`,
+  );
+  await quiet.query('frankfurt', 'delete from items where id = 150');
+  await quiet.converged();
+  await until(() => quiet.log('tokyo').some(({ event }) => event === 'tombstones.reaped'), {
+    what: 'the tombstone to go',
+    deadlineMs: 30_000,
+  });
+  await until(() => quiet.log('frankfurt').some(({ event }) => event === 'tombstones.reaped'), {
+    what: 'the tombstone to go',
+    deadlineMs: 30_000,
+  });
+
+  // Longer than the longest round of what agents do by the clock. PostgreSQL itself notes the running transactions once,
+  // some 15 s after the last write; every write of ours, however small, moves the position too.
+  const quietMs = 7_000;
+  let since = performance.now();
+  let last: unknown;
+  await until(
+    async () => {
+      const now = await Promise.all(
+        quiet.regions.map((region) => quiet.value(region, 'select pg_current_wal_insert_lsn()')),
+      );
+      if (String(now) !== String(last)) since = performance.now();
+      last = now;
+      return performance.now() - since > quietMs;
+    },
+    { what: `no WAL in any region for ${quietMs} ms`, deadlineMs: 40_000 },
+  );
+});
