@@ -98,3 +98,39 @@ export function describeTable(table: Table): Buffer[] {
     relation(TOMBSTONES, 'coregent', tombstoneName(table), [...table.key, VERSION, PARENT]),
   ];
 }
+
+const uint4 = (...values: number[]): Buffer => {
+  const bytes = Buffer.alloc(4 * values.length);
+  for (const [index, value] of values.entries()) bytes.writeUInt32BE(value, 4 * index);
+  return bytes;
+};
+
+/** A transaction as it is streamed while it runs (protocol version 2), one part of it rolled back to a savepoint. */
+export function streamed(
+  transaction: number,
+  messages: readonly Buffer[],
+  rolledBack: readonly Buffer[],
+  endLsn: bigint,
+): Buffer[] {
+  const within = (subtransaction: number) => (message: Buffer) =>
+    Buffer.concat([message.subarray(0, 1), uint4(subtransaction), message.subarray(1)]);
+  const streamStart = Buffer.concat([byte(MESSAGE.streamStart), uint4(transaction), byte(1)]);
+  const streamStop = byte(MESSAGE.streamStop);
+  return [
+    streamStart,
+    ...rolledBack.map(within(transaction + 1)),
+    streamStop,
+    Buffer.concat([byte(MESSAGE.streamAbort), uint4(transaction, transaction + 1)]),
+    streamStart,
+    ...messages.map(within(transaction)),
+    streamStop,
+    Buffer.concat([
+      byte(MESSAGE.streamCommit),
+      uint4(transaction),
+      byte(0),
+      int8(endLsn - 10n),
+      int8(endLsn),
+      int8(time(0)),
+    ]),
+  ];
+}

@@ -1,0 +1,82 @@
+import type pg from 'pg';
+import { parseConfig } from '../../src/config.ts';
+import { CoregentError } from '../../src/model/error.ts';
+import { LSN_ZERO } from '../../src/model/lsn.ts';
+import { Secret } from '../../src/model/secret.ts';
+import { tableLabel } from '../../src/model/table.ts';
+import { findTables, readTables } from '../../src/pg/catalog.ts';
+import { connect } from '../../src/pg/connect.ts';
+import { planRegion, runAction } from '../../src/pg/install.ts';
+import {
+  APPLY_SETTINGS,
+  type FetchRows,
+  prepareTargets,
+  type Receipt,
+  Store,
+  type Target,
+} from '../../src/pg/store.ts';
+import type { Batch } from '../../src/pipe/batch.ts';
+
+/** Installs a region as `coregent apply` does, over every table of the database, and without peers. */
+export async function installRegion(url: string, id = 1): Promise<void> {
+  const other = (id % 127) + 1;
+  const config = parseConfig(
+    `cluster: spec
+regions:
+  here: { id: ${id}, url: "${url}" }
+  there: { id: ${other}, url: "postgres://there.invalid/none" }
+tables:
+  "*.*": {}
+`,
+    { path: 'coregent.yaml', env: {} },
+  );
+  const client = await connect(new Secret(url), 'here', { purpose: 'install' });
+  try {
+    const tables = (await findTables(client)).map((table) => ({ table, rule: 'lww' }));
+    for (const action of await planRegion(client, config, config.regions[0]!, tables)) await runAction(client, action);
+  } finally {
+    await client.end();
+  }
+}
+
+/** A connection that applies, prepared like an agent's, and the tables of its database by label. */
+export interface Applier extends AsyncDisposable {
+  readonly client: pg.Client;
+  readonly targets: ReadonlyMap<string, Target>;
+  /** A store for the stream of one peer; without a slot it keeps no progress, as a joining copy. */
+  store(options?: { readonly slot?: string; readonly peerId?: number; readonly fetch?: FetchRows }): Store;
+}
+
+export async function openApplier(url: string): Promise<Applier> {
+  const client = await connect(new Secret(url), 'here', { purpose: 'apply', settings: APPLY_SETTINGS });
+  const prepared = await prepareTargets(client, await readTables(client, 'here'));
+  const targets = new Map(prepared.map((target) => [tableLabel(target.staging.table), target]));
+  return {
+    client,
+    targets,
+    store: ({ slot, peerId = 2, fetch } = {}) =>
+      new Store({
+        client,
+        targets: prepared,
+        lsn: LSN_ZERO,
+        ...(slot === undefined ? {} : { progress: { slot, peerId } }),
+        fetch: fetch ?? (() => Promise.reject(new CoregentError('internal_assert', 'nothing to fetch'))),
+      }),
+    [Symbol.asyncDispose]: () => client.end(),
+  };
+}
+
+/** Applies as an agent does: what fails for a row's sake is done again with faults isolated. */
+export async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
+  try {
+    return await store.apply(batch);
+  } catch (error) {
+    if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
+    store.isolateFaults(true);
+    try {
+      return await store.apply(batch);
+    } finally {
+      store.isolateFaults(false);
+    }
+  }
+}
