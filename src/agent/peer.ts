@@ -12,7 +12,8 @@ import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { APPLY_SETTINGS, prepareTargets, Store, type Target } from '../pg/store.ts';
+import { Store } from '../pg/store.ts';
+import { APPLY_SETTINGS, prepareTargets, type Target } from '../pg/target.ts';
 import { startWalsender, type Walsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch, Route } from '../pipe/batch.ts';
@@ -173,7 +174,6 @@ export class Peer {
         fetch,
       });
       store.isolateFaults(this.#isolate);
-      await store.removeBuried();
       this.#store = store;
       await this.#stream({ signal, replication, control, store, targets, start, ended, timers });
     } finally {

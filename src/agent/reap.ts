@@ -7,9 +7,9 @@ import { pause } from '../pause.ts';
 import { barrier } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
-import { ident, qualified } from '../pg/quote.ts';
 import type { OpenRegion } from '../pg/setup.ts';
-import { APPLY_SETTINGS } from '../pg/store.ts';
+import { APPLY_SETTINGS } from '../pg/target.ts';
+import { ident, qualified } from '../quote.ts';
 
 export interface ReapOptions {
   readonly config: Config;

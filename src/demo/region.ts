@@ -6,7 +6,7 @@ import type { AgentStatus } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { Secret } from '../model/secret.ts';
 import { connect } from '../pg/connect.ts';
-import { qualified } from '../pg/quote.ts';
+import { qualified } from '../quote.ts';
 import { type Load, SHOP_SCHEMA, SHOP_SEED, SHOP_TABLES, startLoad, type Written } from './load.ts';
 import type { Server } from './postgres.ts';
 import type { FaultProxy } from './proxy.ts';

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { type Column, PARENT, type Table, VERSION } from '../model/table.ts';
-import { ident } from './quote.ts';
+import { ident } from '../quote.ts';
 
 /** A table as inspection finds it, replicated or not. */
 export interface FoundTable extends Table {

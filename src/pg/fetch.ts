@@ -1,10 +1,10 @@
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
+import { ident } from '../quote.ts';
 import { recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import { readTables } from './catalog.ts';
-import { ident } from './quote.ts';
 import { runScript } from './script.ts';
-import { type FetchRows, prepareTargets, type Target } from './store.ts';
+import { type FetchRows, prepareTargets, type Target } from './target.ts';
 
 /**
  * Reads whole rows from a peer by key, over its ordinary connection.

@@ -4,9 +4,9 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
 import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { ident, literal, qualified } from '../quote.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
-import { ident, literal, qualified } from './quote.ts';
 import { stampingSql, TRIGGERS, triggerFunctions } from './triggers.ts';
 
 /** One change to one region, as `apply --dry-run` prints it. */

@@ -3,9 +3,10 @@ import { to as copyTo } from 'pg-copy-streams';
 import { CoregentError } from '../model/error.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { Batch, type Route } from '../pipe/batch.ts';
+import { ident, literal, qualified } from '../quote.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
-import { ident, literal, qualified } from './quote.ts';
-import type { Store, Target } from './store.ts';
+import type { Store } from './store.ts';
+import type { Target } from './target.ts';
 
 /** Rows and bytes of one local transaction of a join. */
 const BATCH_ROWS = 20_000;

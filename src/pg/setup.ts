@@ -3,13 +3,14 @@ import { type Config, type RegionConfig, ruleFor } from '../config.ts';
 import { CoregentError, classify, type Fault } from '../model/error.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
+import { qualified } from '../quote.ts';
 import { type FoundTable, findTables, readInstalled, readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
-import { qualified } from './quote.ts';
-import { APPLY_SETTINGS, prepareTargets, Store } from './store.ts';
+import { Store } from './store.ts';
+import { APPLY_SETTINGS, prepareTargets } from './target.ts';
 
 /** One region with an open connection. */
 export interface OpenRegion {

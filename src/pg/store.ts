@@ -1,19 +1,23 @@
 import type pg from 'pg';
-import { CoregentError, classify } from '../model/error.ts';
+import { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, parseLsn } from '../model/lsn.ts';
-import { type Table, tableLabel, VERSION } from '../model/table.ts';
-import {
-  asRecords,
-  asTombstones,
-  type Batch,
-  type Group,
-  makeStaging,
-  type Staging,
-  type TableBatch,
-} from '../pipe/batch.ts';
-import { type Compiled, compile } from '../resolve/compile.ts';
-import { copyStream, recordArrayHeader, Tuples } from '../wire/tuples.ts';
+import { tableLabel } from '../model/table.ts';
+import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from '../pipe/batch.ts';
+import { copyStream, type Tuples } from '../wire/tuples.ts';
+import { Crossing, removeBuried } from './crossing.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
+import {
+  applyError,
+  arrayOf,
+  cleanStep,
+  inOrder,
+  isUniqueViolation,
+  keysOf,
+  tuplesOf,
+  versionOf,
+  wholeStep,
+} from './steps.ts';
+import type { FetchRows, Target } from './target.ts';
 
 /** A conflict that was recorded: its kind in PostgreSQL 18's names, and whether the incoming write was applied. */
 export interface RecordedConflict {
@@ -33,37 +37,11 @@ export interface Receipt {
   readonly rows: number;
 }
 
-/** One table as this session applies it. */
-export interface Target {
-  readonly staging: Staging;
-  readonly compiled: Compiled;
-  readonly rowTypeOid: number;
-  readonly tombstoneTypeOid: number;
-}
-
-/** Gets the current rows of the peer for keys whose update did not carry every value; rows in `record` form. */
-export type FetchRows = (target: Target, keys: Tuples) => Promise<Tuples>;
-
 /** Where a batch's progress is kept. */
 export interface ProgressKey {
   readonly slot: string;
   readonly peerId: number;
 }
-
-/** Session settings of a connection that applies. */
-export const APPLY_SETTINGS = [
-  ['session_replication_role', 'replica'],
-  ['synchronous_commit', 'off'],
-  // Batches join a few thousand keys to tables of any size: always by index, whatever statistics say.
-  ['plan_cache_mode', 'force_generic_plan'],
-  ['enable_seqscan', 'off'],
-  ['enable_bitmapscan', 'off'],
-  ['enable_hashjoin', 'off'],
-  ['enable_mergejoin', 'off'],
-  ['enable_material', 'off'],
-  ['enable_memoize', 'off'],
-  ['jit', 'off'],
-] as const;
 
 /** Inserts of at least this many rows go by COPY straight into the table. */
 const COPY_ROWS = 40;
@@ -72,37 +50,6 @@ const AT_ONCE_ROWS = 200;
 const AT_ONCE = 0;
 /** After a shortcut failed, so many batches at most go the other way. */
 const BACKOFF_MAX = 64;
-
-/** Prepares a session for applying: row types and compiled statements of every table. */
-export async function prepareTargets(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
-  const targets: Target[] = [];
-  for (const table of tables) {
-    const compiled = compile(table);
-    for (const statement of compiled.session) await client.query(statement);
-    const { rows } = await client.query('select $1::regtype::oid::int8 as r, $2::regtype::oid::int8 as k', [
-      compiled.rowType,
-      compiled.tombstoneType,
-    ]);
-    targets.push({
-      compiled,
-      staging: makeStaging(table, compiled.rowColumns),
-      rowTypeOid: Number(rows[0].r),
-      tombstoneTypeOid: Number(rows[0].k),
-    });
-  }
-  return targets;
-}
-
-/**
- * Keys of a transaction that may have crossed another one of the same keys unseen: a row on its way in and its tombstone,
- * each committed without sight of the other. Whichever commits second sees both; so each looks again behind its commit.
- */
-interface Unsure {
-  readonly target: Target;
-  readonly kind: 'inserted' | 'buried';
-  /** Tombstone records of the keys, made when needed; undefined for a part of a large transaction. */
-  readonly keys: (() => Tuples) | undefined;
-}
 
 /** What a clean statement was expected to do. */
 interface Expectation {
@@ -132,9 +79,10 @@ export class Store {
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
   #parked = 0;
+  readonly #crossing = new Crossing();
+  /** A look behind a commit failed: every table is looked at before the next batch. Also so at the start. */
+  #owesLook = true;
   /** Shortcuts that failed lately, by what they are for: a table's OID, or 0 for whole batches. */
-  /** What this transaction inserted, or deleted without finding it: looked at once more when it is committed. */
-  #unsure: Unsure[] = [];
   readonly #pauses = new Map<number, { left: number; next: number }>();
 
   constructor(options: {
@@ -176,6 +124,10 @@ export class Store {
     this.#parked = 0;
     this.#whole = batch.complete && !this.#open;
     try {
+      if (this.#owesLook && !this.#open) {
+        await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
+        this.#owesLook = false;
+      }
       for (const table of batch.tables.values()) {
         const target = this.#target(table);
         for (const group of table.groups) {
@@ -192,15 +144,12 @@ export class Store {
       if (this.#isolate) await this.#applyIsolated(batch);
       else await this.#applyClean(batch);
       let localLsn: LSN | undefined;
-      if (batch.complete) {
-        localLsn = await this.#commit(batch);
-        await this.#lookAgain();
-      }
+      if (batch.complete) localLsn = await this.#commit(batch);
       return { localLsn, conflicts: this.#conflicts, parked: this.#parked, rows: batch.rows };
     } catch (error) {
       this.#open = false;
       this.#queued = [];
-      this.#unsure = [];
+      this.#crossing.clear();
       await this.#client.query('rollback').catch(() => {});
       throw error;
     }
@@ -219,71 +168,40 @@ export class Store {
         if (group.tuples.live > 0) steps.push(wholeStep(target, group, asRecords(table.staging, group)));
       }
     }
-    const { results, error } = await runScript(this.#client, [...steps, ...this.#commitSteps(batch)]);
+    const commit = this.#commitSteps(batch);
+    const { results, error } = await runScript(this.#client, [...steps, ...commit]);
     if (error) {
       await this.#must([{ text: 'rollback' }]);
       this.#failed(AT_ONCE);
       return undefined;
     }
     this.#pauses.delete(AT_ONCE);
-    const localLsn = this.#committed(batch, results);
-    await this.#lookAgain();
-    return localLsn;
+    return this.#committed(batch, results, this.#crossing.questions().length);
   }
 
-  /** What an earlier agent did not live to look at again. Costs one look per table where there are no tombstones. */
-  async removeBuried(): Promise<void> {
-    for (const { compiled } of this.#targets.values()) {
-      const [any] = await this.#must([{ text: compiled.anyTombstone }]);
-      if (any!.rows[0]![0] === 't') await this.#must([{ text: compiled.removeAllBuried }]);
-    }
+  #note(kind: 'inserted' | 'buried', target: Target, keys: () => Tuples): void {
+    this.#crossing.note(kind, target, this.#whole ? keys : undefined);
   }
 
-  #note(kind: Unsure['kind'], target: Target, keys: () => Tuples): void {
-    this.#unsure.push({ target, kind, keys: this.#whole ? keys : undefined });
-  }
-
-  /** Behind the commit: settles what crossed with another transaction. Should this not be reached, reaping does it later. */
-  async #lookAgain(): Promise<void> {
-    const unsure = this.#unsure;
-    this.#unsure = [];
-    const targets = new Set(unsure.map(({ target }) => target));
-    for (const target of targets) {
-      const { compiled } = target;
-      const mine = unsure.filter((each) => each.target === target);
-      if (mine.every(({ kind }) => kind === 'inserted')) {
-        const [any] = await this.#must([{ text: compiled.anyTombstone }]);
-        if (any!.rows[0]![0] !== 't') continue;
-      }
-      if (mine.some(({ keys }) => keys === undefined)) await this.#must([{ text: compiled.removeAllBuried }]);
-      for (const { kind, keys } of mine) {
-        const records = keys?.();
-        if (!records || records.live === 0) continue;
-        const values = [arrayOf(target.tombstoneTypeOid, records)];
-        const [record, remove] =
-          kind === 'inserted'
-            ? [compiled.recordCrossedInserts, compiled.removeBuried]
-            : [compiled.recordCrossedDeletes, compiled.deleteOlder];
-        const results = await this.#must([
-          { text: 'begin' },
-          { text: record, values },
-          { text: remove, values },
-          { text: 'commit' },
-        ]);
-        this.#count(results[1]!);
-      }
-    }
-  }
-
-  #committed(batch: Batch, results: readonly StepResult[]): LSN {
-    const [committed, position] = results.slice(-2);
+  /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction. */
+  async #committed(batch: Batch, results: readonly StepResult[], questions: number): Promise<LSN> {
+    const [committed, position, ...answers] = results.slice(results.length - 2 - questions);
     if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
+    this.#open = false;
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
+    try {
+      for (const recorded of await this.#crossing.settle(answers, (steps) => this.#must(steps))) this.#count(recorded);
+    } catch {
+      // The batch stands. A lost connection shows at the next step, and the next session begins with the look.
+      await this.#client.query('rollback').catch(() => {});
+      this.#owesLook = true;
+    }
     return parseLsn(position!.rows[0]![0]!);
   }
 
   #commitSteps(batch: Batch): Step[] {
     const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }];
+    steps.push(...this.#crossing.questions());
     const progress = this.#progress;
     if (progress && batch.endLsn !== undefined) {
       steps.unshift({
@@ -313,8 +231,7 @@ export class Store {
         where: this.#progress?.slot ?? '',
       });
     }
-    this.#open = false;
-    return this.#committed(batch, results);
+    return this.#committed(batch, results, this.#crossing.questions().length);
   }
 
   async #run(steps: readonly Step[]): Promise<ScriptResult> {
@@ -543,78 +460,4 @@ export class Store {
     ]);
     this.#parked++;
   }
-}
-
-/** Deletes before updates before inserts: what a delete frees, an insert may take. */
-function inOrder(groups: readonly Group[]): Group[] {
-  const rank = { tombstone: 0, update: 1, insert: 2 };
-  return [...groups].sort((a, b) => rank[a.kind] - rank[b.kind]);
-}
-
-/** The statement of the clean way; its count says how many rows it settled. */
-function cleanStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
-  if (group.kind === 'tombstone') return { text: compiled.deleteClean, values: [arrayOf(tombstoneTypeOid, records)] };
-  const text = group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown);
-  return { text, values: [arrayOf(rowTypeOid, records)] };
-}
-
-/** The same, failing unless every row of the group is settled by it. */
-function wholeStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
-  const count = String(records.live);
-  if (group.kind === 'tombstone') {
-    return { text: compiled.deleteAll, values: [arrayOf(tombstoneTypeOid, records), count] };
-  }
-  const text = group.kind === 'insert' ? compiled.insertAll : compiled.updateAll(group.unknown);
-  return { text, values: [arrayOf(rowTypeOid, records), count] };
-}
-
-/** The tombstone records of the keys of rows in `record` form. */
-function keysOf(staging: Staging, records: Tuples): Tuples {
-  return asTombstones(staging, {
-    kind: 'update',
-    unknown: [],
-    tuples: records,
-    firsts: new Map(),
-    mark: 0,
-    touched: false,
-  });
-}
-
-function arrayOf(oid: number, records: Tuples): Buffer[] {
-  return [recordArrayHeader(oid, records.live), records.bytes()];
-}
-
-function tuplesOf(rows: readonly Buffer[]): Tuples {
-  const tuples = new Tuples(64);
-  for (const row of rows) {
-    const to = tuples.reserve(row.length);
-    row.copy(to, tuples.length);
-    tuples.endRow(tuples.length + row.length);
-  }
-  return tuples;
-}
-
-function versionOf(target: Target, group: Group, row: Buffer): bigint {
-  const columns = group.kind === 'tombstone' ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
-  let at = 8;
-  for (const name of columns) {
-    const length = row.readInt32BE(at + 4);
-    if (name === VERSION) return row.readBigInt64BE(at + 8);
-    at += 8 + Math.max(0, length);
-  }
-  return 0n;
-}
-
-function isUniqueViolation(error: Error): boolean {
-  return (error as { code?: string }).code === '23505' || (error as { code?: string }).code === '23P01';
-}
-
-/** SQLSTATE classes that say something of a row, not of the moment. */
-const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX001|54)/;
-
-/** A statement's error as what the agent should do about it. */
-function applyError(error: Error): CoregentError {
-  const code = (error as { code?: string }).code ?? '';
-  if (ROW_FAULTS.test(code)) return new CoregentError('apply_failed', error.message, { cause: error });
-  return classify(error);
 }

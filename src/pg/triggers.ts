@@ -1,5 +1,5 @@
 import { PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
-import { ident, literal, qualified } from './quote.ts';
+import { ident, literal, qualified } from '../quote.ts';
 
 /**
  * Named so that they come after an application's triggers (PostgreSQL fires them by name):

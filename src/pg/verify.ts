@@ -1,13 +1,14 @@
 import type { Config } from '../config.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { PARENT, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { ident, literal, qualified } from '../quote.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
 import { joinTable, keyIn } from './join.ts';
-import { ident, literal, qualified } from './quote.ts';
 import type { OpenRegion } from './setup.ts';
-import { APPLY_SETTINGS, prepareTargets, Store } from './store.ts';
+import { Store } from './store.ts';
+import { APPLY_SETTINGS, prepareTargets } from './target.ts';
 
 /** What one region has under a key. */
 export interface Seen {

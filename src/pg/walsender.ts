@@ -2,8 +2,8 @@ import type { Socket } from 'node:net';
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, lsnOf } from '../model/lsn.ts';
+import { ident, literal } from '../quote.ts';
 import { Frames } from '../wire/frames.ts';
-import { ident, literal } from './quote.ts';
 
 /** What happens on a replication connection. Callbacks run inside of the socket's read; they must not throw. */
 export interface WalReader {

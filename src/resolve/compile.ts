@@ -1,5 +1,5 @@
 import { FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
-import { ident, literal, qualified } from '../pg/quote.ts';
+import { ident, literal, qualified } from '../quote.ts';
 
 /**
  * The statements that apply a table's rows under the rule `lww`, made once per connection.

@@ -1,0 +1,80 @@
+import { CoregentError, classify } from '../model/error.ts';
+import { VERSION } from '../model/table.ts';
+import { asTombstones, type Group, type Staging } from '../pipe/batch.ts';
+import { recordArrayHeader, Tuples } from '../wire/tuples.ts';
+import type { Step } from './script.ts';
+import type { Target } from './target.ts';
+
+/** Deletes before updates before inserts: what a delete frees, an insert may take. */
+export function inOrder(groups: readonly Group[]): Group[] {
+  const rank = { tombstone: 0, update: 1, insert: 2 };
+  return [...groups].sort((a, b) => rank[a.kind] - rank[b.kind]);
+}
+
+/** The statement of the clean way; its count says how many rows it settled. */
+export function cleanStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+  if (group.kind === 'tombstone') return { text: compiled.deleteClean, values: [arrayOf(tombstoneTypeOid, records)] };
+  const text = group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown);
+  return { text, values: [arrayOf(rowTypeOid, records)] };
+}
+
+/** The same, failing unless every row of the group is settled by it. */
+export function wholeStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+  const count = String(records.live);
+  if (group.kind === 'tombstone') {
+    return { text: compiled.deleteAll, values: [arrayOf(tombstoneTypeOid, records), count] };
+  }
+  const text = group.kind === 'insert' ? compiled.insertAll : compiled.updateAll(group.unknown);
+  return { text, values: [arrayOf(rowTypeOid, records), count] };
+}
+
+/** The tombstone records of the keys of rows in `record` form. */
+export function keysOf(staging: Staging, records: Tuples): Tuples {
+  return asTombstones(staging, {
+    kind: 'update',
+    unknown: [],
+    tuples: records,
+    firsts: new Map(),
+    mark: 0,
+    touched: false,
+  });
+}
+
+export function arrayOf(oid: number, records: Tuples): Buffer[] {
+  return [recordArrayHeader(oid, records.live), records.bytes()];
+}
+
+export function tuplesOf(rows: readonly Buffer[]): Tuples {
+  const tuples = new Tuples(64);
+  for (const row of rows) {
+    const to = tuples.reserve(row.length);
+    row.copy(to, tuples.length);
+    tuples.endRow(tuples.length + row.length);
+  }
+  return tuples;
+}
+
+export function versionOf(target: Target, group: Group, row: Buffer): bigint {
+  const columns = group.kind === 'tombstone' ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
+  let at = 8;
+  for (const name of columns) {
+    const length = row.readInt32BE(at + 4);
+    if (name === VERSION) return row.readBigInt64BE(at + 8);
+    at += 8 + Math.max(0, length);
+  }
+  return 0n;
+}
+
+export function isUniqueViolation(error: Error): boolean {
+  return (error as { code?: string }).code === '23505' || (error as { code?: string }).code === '23P01';
+}
+
+/** SQLSTATE classes that say something of a row, not of the moment. */
+const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX001|54)/;
+
+/** A statement's error as what the agent should do about it. */
+export function applyError(error: Error): CoregentError {
+  const code = (error as { code?: string }).code ?? '';
+  if (ROW_FAULTS.test(code)) return new CoregentError('apply_failed', error.message, { cause: error });
+  return classify(error);
+}

@@ -1,0 +1,51 @@
+import type pg from 'pg';
+import type { Table } from '../model/table.ts';
+import { makeStaging, type Staging } from '../pipe/batch.ts';
+import { type Compiled, compile } from '../resolve/compile.ts';
+import type { Tuples } from '../wire/tuples.ts';
+
+/** One table as this session applies it. */
+export interface Target {
+  readonly staging: Staging;
+  readonly compiled: Compiled;
+  readonly rowTypeOid: number;
+  readonly tombstoneTypeOid: number;
+}
+
+/** Gets the current rows of the peer for keys whose update did not carry every value; rows in `record` form. */
+export type FetchRows = (target: Target, keys: Tuples) => Promise<Tuples>;
+
+/** Session settings of a connection that applies. */
+export const APPLY_SETTINGS = [
+  ['session_replication_role', 'replica'],
+  ['synchronous_commit', 'off'],
+  // Batches join a few thousand keys to tables of any size: always by index, whatever statistics say.
+  ['plan_cache_mode', 'force_generic_plan'],
+  ['enable_seqscan', 'off'],
+  ['enable_bitmapscan', 'off'],
+  ['enable_hashjoin', 'off'],
+  ['enable_mergejoin', 'off'],
+  ['enable_material', 'off'],
+  ['enable_memoize', 'off'],
+  ['jit', 'off'],
+] as const;
+
+/** Prepares a session for applying: row types and compiled statements of every table. */
+export async function prepareTargets(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
+  const targets: Target[] = [];
+  for (const table of tables) {
+    const compiled = compile(table);
+    for (const statement of compiled.session) await client.query(statement);
+    const { rows } = await client.query('select $1::regtype::oid::int8 as r, $2::regtype::oid::int8 as k', [
+      compiled.rowType,
+      compiled.tombstoneType,
+    ]);
+    targets.push({
+      compiled,
+      staging: makeStaging(table, compiled.rowColumns),
+      rowTypeOid: Number(rows[0].r),
+      tombstoneTypeOid: Number(rows[0].k),
+    });
+  }
+  return targets;
+}
