@@ -5,20 +5,20 @@ import type { Metrics } from '../metrics.ts';
 import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
-import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { Store } from '../pg/store.ts';
+import { router } from '../pg/route.ts';
+import { type Receipt, Store } from '../pg/store.ts';
 import { APPLY_SETTINGS, prepareTargets, type Target } from '../pg/target.ts';
 import { startWalsender, type Walsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
-import type { Batch, Route } from '../pipe/batch.ts';
-import { Decoder, makeRoute } from '../pipe/decode.ts';
-import type { Relation } from '../wire/pgoutput.ts';
+import type { Batch } from '../pipe/batch.ts';
+import { Decoder } from '../pipe/decode.ts';
+import { Pipe } from '../pipe/pipe.ts';
 import { DatabaseClock, offsetMs } from './clock.ts';
 import { Ending } from './ending.ts';
 
@@ -221,7 +221,7 @@ export class Peer {
     ended: Ending;
     timers: NodeJS.Timeout[];
   }): Promise<void> {
-    const { config, log, metrics, clock } = this.#context;
+    const { config, log, clock } = this.#context;
     const { store, start, ended, timers, control } = session;
     const peer = this.#region.name;
     const decoder = new Decoder({
@@ -233,8 +233,6 @@ export class Peer {
     const acks = new Acknowledger(start);
     this.#decoder = decoder;
     this.#acks = acks;
-    let wake: (() => void) | undefined;
-    let applying = false;
 
     const { rows } = await control.query(
       `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
@@ -242,8 +240,17 @@ export class Peer {
     );
     const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
 
+    const pipe = new Pipe({
+      decoder,
+      acks,
+      resume: () => this.#walsender?.resume(),
+      reachClock: (batch) => this.#reachClock(batch, clock, session.signal),
+      apply: (batch) => this.#applyPatiently(store, batch, session.signal),
+      applied: (batch, receipt, tookMs) => this.#applied(store, batch, receipt, tookMs),
+      wait: (work) => ended.wait(work),
+    });
     const confirm = (): void => {
-      if (!applying && decoder.empty) acks.idle(decoder.position);
+      if (!pipe.applying && decoder.empty) acks.idle(decoder.position);
       const durable = acks.durable;
       this.#walsender?.confirm(laterLsn(decoder.position, durable), durable);
     };
@@ -257,24 +264,20 @@ export class Peer {
           decoder.push(bytes, from, to);
           if (decoder.ready) {
             this.#pendingSinceMs ??= performance.now();
-            if (wake !== undefined) {
-              wake();
-              wake = undefined;
-            }
+            pipe.decoded();
           }
           return !decoder.full;
         },
         keepalive: (walEnd) => {
           decoder.keepalive(walEnd);
           if (walEnd > this.#walEnd) this.#walEnd = walEnd;
-          if (!applying) confirm();
+          if (!pipe.applying) confirm();
         },
-        behind: () => applying && decoder.rows >= GATHER_ROWS,
+        behind: () => pipe.applying && decoder.rows >= GATHER_ROWS,
         closed: (error) => ended.end(error),
       },
     });
-    const walsender = await starting.catch((error) => this.#explainSlot(control, error));
-    this.#walsender = walsender;
+    this.#walsender = await starting.catch((error) => this.#explainSlot(control, error));
 
     let looks = 0;
     let looking = false;
@@ -283,7 +286,7 @@ export class Peer {
         if (acks.awaited === undefined || looking) return;
         looking = true;
         const look = async (): Promise<void> => {
-          if (++looks % FLUSH_PATIENCE === 0 && !applying) await this.#context.flush();
+          if (++looks % FLUSH_PATIENCE === 0 && !pipe.applying) await this.#context.flush();
           acks.flushed(await this.#context.flushedLsn());
           if (acks.awaited === undefined) looks = 0;
           confirm();
@@ -303,47 +306,34 @@ export class Peer {
     this.#lastError = null;
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
 
-    // The pipe: decode and batch fill in the background; stage, resolve and commit are the store's; then acknowledge.
-    for (;;) {
-      while (!decoder.ready) {
-        this.#pendingSinceMs = undefined;
-        await ended.wait(
-          new Promise<void>((resolve) => {
-            wake = resolve;
-          }),
-        );
-      }
-      const batch = decoder.take();
-      applying = true;
-      decoder.resume();
-      if (!decoder.full) walsender.resume();
-      await ended.wait(this.#waitForClock(batch, clock, session.signal));
-      const began = performance.now();
-      const receipt = await ended.wait(this.#applyPatiently(store, batch, session.signal));
-      applying = false;
-      if (receipt.localLsn !== undefined && batch.endLsn !== undefined) {
-        acks.applied(batch.endLsn, receipt.localLsn);
-        if (this.#isolate) {
-          this.#isolate = false;
-          store.isolateFaults(false);
-        }
-      }
-      this.#transactions += batch.transactions;
-      this.#rows += receipt.rows;
-      this.#conflicts += receipt.conflicts.length;
-      for (const { kind, outcome } of receipt.conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
-      this.#parked += receipt.parked;
-      const labels = { origin: peer };
-      metrics.transactionsApplied.inc(labels, batch.transactions);
-      metrics.rowsApplied.inc(labels, receipt.rows);
-      metrics.batchRows.observe(labels, receipt.rows);
-      metrics.applySeconds.observe(labels, (performance.now() - began) / 1000);
-      if (receipt.conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: receipt.conflicts.length });
-      const twins = receipt.conflicts.filter((conflict) => conflict.equalVersions).length;
-      if (twins > 0) log.event('version.equal', { peer, rows: twins });
-      if (receipt.parked > 0) log.event('row.parked', { peer, rows: receipt.parked });
-      log.event('batch.applied', { peer, rows: receipt.rows, transactions: batch.transactions });
+    await pipe.run();
+  }
+
+  /** Counts and tells what a batch did. */
+  #applied(store: Store, batch: Batch, receipt: Receipt, tookMs: number): void {
+    const { log, metrics } = this.#context;
+    const peer = this.#region.name;
+    const { rows, conflicts, parked } = receipt;
+    if (!this.#decoder?.ready) this.#pendingSinceMs = undefined;
+    if (receipt.localLsn !== undefined && this.#isolate) {
+      this.#isolate = false;
+      store.isolateFaults(false);
     }
+    this.#transactions += batch.transactions;
+    this.#rows += rows;
+    this.#conflicts += conflicts.length;
+    this.#parked += parked;
+    const labels = { origin: peer };
+    metrics.transactionsApplied.inc(labels, batch.transactions);
+    metrics.rowsApplied.inc(labels, rows);
+    metrics.batchRows.observe(labels, rows);
+    metrics.applySeconds.observe(labels, tookMs / 1000);
+    for (const { kind, outcome } of conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
+    const twins = conflicts.filter((conflict) => conflict.equalVersions).length;
+    if (conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: conflicts.length });
+    if (twins > 0) log.event('version.equal', { peer, rows: twins });
+    if (parked > 0) log.event('row.parked', { peer, rows: parked });
+    log.event('batch.applied', { peer, rows, transactions: batch.transactions });
   }
 
   /** Why the stream could not start: the peer's answer does not tell a slot that is gone from one that lost its WAL. */
@@ -385,7 +375,7 @@ export class Peer {
    * A row is applied only when this region's clock has passed its version, so that whoever sees it writes a greater one.
    * A peer whose clock runs ahead by more than `clock.max_offset` waits loudly.
    */
-  async #waitForClock(batch: Batch, clock: DatabaseClock, signal: AbortSignal): Promise<void> {
+  async #reachClock(batch: Batch, clock: DatabaseClock, signal: AbortSignal): Promise<void> {
     if (clock.surelyPassed(batch.maxVersion)) return;
     let told = false;
     for (;;) {
@@ -500,25 +490,6 @@ export class Peer {
       last_error: this.#lastError,
     };
   }
-}
-
-/** Maps a peer's relations to this region's tables, by name. */
-function router(targets: readonly Target[]): (relation: Relation) => Route | undefined {
-  const rows = new Map(
-    targets.map((target) => [`${target.staging.table.schema}\0${target.staging.table.name}`, target]),
-  );
-  const tombstones = new Map(targets.map((target) => [tombstoneName(target.staging.table), target]));
-  return (relation) => {
-    const tombstone = relation.schema === 'coregent';
-    const target = tombstone ? tombstones.get(relation.name) : rows.get(`${relation.schema}\0${relation.name}`);
-    // A table that `apply` has just added: a new session reads the catalog anew. Its rows must not be passed over.
-    if (!target)
-      throw new CoregentError('schema_missing', 'the peer replicates a table that this region does not', {
-        where: `${relation.schema}.${relation.name}`,
-      });
-    const staged = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
-    return makeRoute(relation, target.staging, tombstone, { staged, version: VERSION, parent: PARENT });
-  };
 }
 
 function backoffMs(failures: number): number {

@@ -1,0 +1,74 @@
+import type { Acknowledger } from './acknowledge.ts';
+import type { Batch } from './batch.ts';
+import type { Decoder } from './decode.ts';
+
+/** What applying a batch must tell the pipe. */
+export interface Applied {
+  /** Local WAL position behind the commit; undefined while the local transaction is still open. */
+  readonly localLsn: Parameters<Acknowledger['applied']>[1] | undefined;
+}
+
+/** The parts of one peer's pipe. */
+export interface PipeParts<R extends Applied> {
+  /** decode and batch: filled by the socket, also while a batch is being applied. */
+  readonly decoder: Decoder;
+  /** Lets the peer send on, where a full batch had stopped it. */
+  readonly resume: () => void;
+  /** Resolves when this region's clock has passed every version of the batch. */
+  readonly reachClock: (batch: Batch) => Promise<void>;
+  /** stage, resolve and commit. */
+  readonly apply: (batch: Batch) => Promise<R>;
+  /** acknowledge: what is durable here, and no more. */
+  readonly acks: Acknowledger;
+  /** Told of each batch, with the time that applying took, in ms. */
+  readonly applied: (batch: Batch, receipt: R, tookMs: number) => void;
+  /** Cuts a wait short when the session ends. */
+  readonly wait: <T>(work: Promise<T>) => Promise<T>;
+}
+
+/** One peer's changes on their way from its WAL into this region: `decode → batch → stage → resolve → commit → acknowledge`. */
+export class Pipe<R extends Applied> {
+  readonly #parts: PipeParts<R>;
+  #wake: (() => void) | undefined;
+  #applying = false;
+
+  constructor(parts: PipeParts<R>) {
+    this.#parts = parts;
+  }
+
+  /** Whether a batch is being applied. */
+  get applying(): boolean {
+    return this.#applying;
+  }
+
+  /** The decoder may have something ready. */
+  decoded(): void {
+    const wake = this.#wake;
+    this.#wake = undefined;
+    wake?.();
+  }
+
+  /** Runs until a part throws. While a batch commits, the next one fills: the slower the commit, the larger the batch. */
+  async run(): Promise<never> {
+    const { decoder, resume, reachClock, apply, acks, applied, wait } = this.#parts;
+    for (;;) {
+      while (!decoder.ready) await wait(this.#more());
+      const batch = decoder.take();
+      this.#applying = true;
+      decoder.resume();
+      if (!decoder.full) resume();
+      await wait(reachClock(batch));
+      const began = performance.now();
+      const receipt = await wait(apply(batch));
+      this.#applying = false;
+      if (receipt.localLsn !== undefined && batch.endLsn !== undefined) acks.applied(batch.endLsn, receipt.localLsn);
+      applied(batch, receipt, performance.now() - began);
+    }
+  }
+
+  #more(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+}
