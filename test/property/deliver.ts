@@ -1,6 +1,7 @@
 import { lsnOf } from '../../src/model/lsn.ts';
 import { makeVersion, type Version } from '../../src/model/version.ts';
-import type { FetchRows, Receipt, Store, Target } from '../../src/pg/store.ts';
+import type { Receipt, Store } from '../../src/pg/store.ts';
+import type { FetchRows, Target } from '../../src/pg/target.ts';
 import { Batch, type Route } from '../../src/pipe/batch.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { emptyLocated, locate, parseRelation } from '../../src/wire/pgoutput.ts';

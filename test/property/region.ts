@@ -7,14 +7,8 @@ import { tableLabel } from '../../src/model/table.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
-import {
-  APPLY_SETTINGS,
-  type FetchRows,
-  prepareTargets,
-  type Receipt,
-  Store,
-  type Target,
-} from '../../src/pg/store.ts';
+import { type Receipt, Store } from '../../src/pg/store.ts';
+import { APPLY_SETTINGS, type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 
 /** Installs a region as `coregent apply` does, over every table of the database, and without peers. */

@@ -1,0 +1,143 @@
+import pg from 'pg';
+import { makeFetch } from '../../src/pg/fetch.ts';
+import { joinTable } from '../../src/pg/join.ts';
+import type { Receipt, Store } from '../../src/pg/store.ts';
+import { Decoder } from '../../src/pipe/decode.ts';
+import { type Database, makeDatabase } from '../world/database.ts';
+import { type Applier, applyPatiently, installRegion, openApplier } from './region.ts';
+import { routeTo } from './staged.ts';
+
+/**
+ * Real regions without agents: what one region's WAL says, as pgoutput writes it, goes through Decoder, Batch and Store of
+ * another when the test says so. Nothing is under way by itself, so a test decides who sees what when.
+ */
+export interface TestRegion {
+  readonly id: number;
+  readonly database: Database;
+  readonly applier: Applier;
+  /** Runs statements as an application; several at once are one transaction. */
+  sql(text: string): Promise<pg.QueryResult>;
+  /** One value of the first row, as text. */
+  value(text: string): Promise<string | null>;
+  /** Applies what `from` wrote since the last time; a batch holds at most `rows`. */
+  pull(from: TestRegion, rows?: number): Promise<Pulled>;
+  /** Joins a table's rows and tombstones of another region, as `coregent apply` does. */
+  join(from: TestRegion, table: string): Promise<void>;
+  /** Recorded conflicts as `kind outcome`, oldest first. */
+  conflicts(): Promise<string[]>;
+}
+
+/** What applying a stream did. */
+export interface Pulled {
+  readonly receipts: readonly Receipt[];
+  /** Rows of other regions in the stream, which were left out. */
+  readonly foreign: number;
+}
+
+/** Regions with the same tables, each on a server of its own as far as there are servers. */
+export interface TestRegions extends AsyncDisposable {
+  readonly regions: readonly TestRegion[];
+}
+
+/** Makes `count` regions with ids from 1 on; `seed` fills them, each with its id as `$region`, before they are installed. */
+export async function openRegions(schema: string, count = 2): Promise<TestRegions> {
+  const regions: TestRegion[] = [];
+  for (let id = 1; id <= count; id++) regions.push(await openRegion(schema, id));
+  for (const from of regions) {
+    for (const to of regions) {
+      if (from === to) continue;
+      await from.database.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [slotOf(from, to)]);
+      await to.database.query(
+        `insert into coregent.progress (slot, peer_id, system_identifier, timeline, lsn) values ($1, $2, '', 1, '0/0')`,
+        [slotOf(from, to), from.id],
+      );
+    }
+  }
+  return {
+    regions,
+    async [Symbol.asyncDispose]() {
+      for (const { applier, database } of regions) {
+        await applier[Symbol.asyncDispose]();
+        await database.drop();
+      }
+    },
+  };
+}
+
+const slotOf = (from: TestRegion, to: TestRegion): string => `${from.database.name}_${to.id}`;
+
+async function openRegion(schema: string, id: number): Promise<TestRegion> {
+  const database = await makeDatabase((id - 1) % 3);
+  await database.query(schema);
+  await installRegion(database.url, id);
+  const applier = await openApplier(database.url);
+  const stores = new Map<TestRegion, Store>();
+  const region: TestRegion = {
+    id,
+    database,
+    applier,
+    sql: (text) => database.query(text),
+    async value(text) {
+      const { rows } = await database.query(text);
+      const [value] = Object.values(rows[0] ?? {});
+      return value === null || value === undefined ? null : String(value);
+    },
+    async pull(from, rows = 10_000) {
+      let store = stores.get(from);
+      if (!store) {
+        const fetch = makeFetch(() => from.applier.client, 'there');
+        store = applier.store({ slot: slotOf(from, region), peerId: from.id, fetch });
+        stores.set(from, store);
+      }
+      return await pull(from, region, store, rows);
+    },
+    async join(from, table) {
+      await joinTable(from.applier.client, applier.store(), applier.targets.get(`public.${table}`)!, () => {});
+    },
+    async conflicts() {
+      const { rows } = await database.query('select kind, outcome from coregent.conflict_record order by id');
+      return rows.map(({ kind, outcome }) => `${kind} ${outcome}`);
+    },
+  };
+  return region;
+}
+
+async function pull(from: TestRegion, to: TestRegion, store: Store, rows: number): Promise<Pulled> {
+  const routes = [...to.applier.targets.values()].map(({ staging }) => routeTo(staging));
+  const decoder = new Decoder({
+    region: from.id,
+    progress: store.lsn,
+    route: (relation) => routes.map((route) => route(relation)).find((route) => route !== undefined),
+    limits: { rows, bytes: Number.MAX_SAFE_INTEGER },
+  });
+  // Only what is flushed is decoded, and what applies commits asynchronously: a commit that waits flushes all before it.
+  await from.database.query(`select pg_logical_emit_message(true, 'flush', '')`);
+  const { rows: messages } = await from.database.query(
+    `select data from pg_logical_slot_get_binary_changes($1, null, null, 'proto_version', '1', 'publication_names', 'coregent', 'binary', 'true')`,
+    [slotOf(from, to)],
+  );
+  const receipts: Receipt[] = [];
+  for (const { data } of messages as { data: Buffer }[]) {
+    decoder.push(data, 0, data.length);
+    while (decoder.full) receipts.push(await applyPatiently(store, decoder.take()));
+  }
+  while (decoder.ready) receipts.push(await applyPatiently(store, decoder.take()));
+  return { receipts, foreign: decoder.foreignRows };
+}
+
+/** Another session of a region, to hold locks in. */
+export async function openSession(region: TestRegion): Promise<pg.Client & AsyncDisposable> {
+  const client = new pg.Client({ connectionString: region.database.url });
+  client.on('error', () => {});
+  await client.connect();
+  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
+}
+
+/** Whether a backend of the region waits for a lock now. */
+export async function isBlocked(region: TestRegion): Promise<boolean> {
+  return (
+    (await region.value(
+      `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
+    )) !== '0'
+  );
+}
