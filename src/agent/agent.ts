@@ -7,7 +7,7 @@ import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
-import { connect } from '../pg/connect.ts';
+import { connect, connectionError } from '../pg/connect.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
 import { Peer } from './peer.ts';
@@ -164,7 +164,7 @@ class RunningAgent implements Agent {
     const stop = (): void => term.abort();
     signal.addEventListener('abort', stop);
     const lost = new Promise<never>((_, reject) => {
-      local.on('error', (error) => reject(classify(error, here.name)));
+      local.on('error', (error) => reject(connectionError(error, here.name)));
       local.on('end', () =>
         reject(new CoregentError('peer_unreachable', 'the connection ended', { where: here.name })),
       );

@@ -8,7 +8,7 @@ import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
-import { connect } from '../pg/connect.ts';
+import { connect, connectionError } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { router } from '../pg/route.ts';
@@ -147,7 +147,7 @@ export class Peer {
     const open = async (...args: Parameters<typeof connect>): Promise<pg.Client> => {
       const client = await connect(...args);
       clients.push(client);
-      client.on('error', (error) => ended.end(classify(error, args[1])));
+      client.on('error', (error) => ended.end(connectionError(error, args[1])));
       client.on('end', () =>
         ended.end(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
       );

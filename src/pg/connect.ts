@@ -63,12 +63,16 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     return client;
   } catch (error) {
     client.end().catch(() => {});
-    // The driver's own faults while connecting (no answer in time, closed in mid-handshake) carry no code.
-    if (error instanceof Error && !('code' in error)) {
-      throw new CoregentError('peer_unreachable', error.message, { where, cause: error });
-    }
-    throw classify(error, where);
+    throw connectionError(error, where);
   }
+}
+
+/** What broke a connection. The driver's own faults (no answer in time, closed in mid-word) carry no code. */
+export function connectionError(error: unknown, where: string): CoregentError {
+  if (error instanceof Error && !('code' in error)) {
+    return new CoregentError('peer_unreachable', error.message, { where, cause: error });
+  }
+  return classify(error, where);
 }
 
 /** Runs `work` in a transaction; rolls back and rethrows when it fails. */
