@@ -1,5 +1,6 @@
 import { lsnOf } from '../../src/model/lsn.ts';
 import { makeVersion, type Version } from '../../src/model/version.ts';
+import { router } from '../../src/pg/route.ts';
 import type { Receipt, Store } from '../../src/pg/store.ts';
 import type { FetchRows, Target } from '../../src/pg/target.ts';
 import { Batch, type Route } from '../../src/pipe/batch.ts';
@@ -22,7 +23,7 @@ import {
 } from './encode.ts';
 import { imageOf, type Message, type States, type Transaction } from './history.ts';
 import { applyPatiently } from './region.ts';
-import { readRecord, routeTo } from './staged.ts';
+import { readRecord } from './staged.ts';
 
 /** How the keys of a table are written: as `integer`, or as `numeric`, whose equal values have several spellings. */
 export type KeyBytes = (id: string) => Buffer;
@@ -62,7 +63,7 @@ export async function deliver(transactions: readonly Transaction[], delivery: De
   const decoder = new Decoder({
     region: origin!,
     progress: lsnOf(progress),
-    route: routeTo(target.staging),
+    route: router([target]),
     limits: { rows, bytes: Number.MAX_SAFE_INTEGER },
   });
   const receipts: Receipt[] = [];
@@ -111,9 +112,8 @@ export async function deliverJoin(
   target: Target,
   keyBytes: KeyBytes,
 ): Promise<Receipt[]> {
-  const routes = describeTable(target.staging.table).map((message) =>
-    routeTo(target.staging)(parseRelation(message, 1, message.length)),
-  );
+  const route = router([target]);
+  const routes = describeTable(target.staging.table).map((message) => route(parseRelation(message, 1, message.length)));
   const receipts: Receipt[] = [];
   const copied: [Route, Cell[][]][] = [
     [

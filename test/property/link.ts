@@ -1,11 +1,11 @@
 import pg from 'pg';
 import { makeFetch } from '../../src/pg/fetch.ts';
 import { joinTable } from '../../src/pg/join.ts';
+import { router } from '../../src/pg/route.ts';
 import type { Receipt, Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { type Applier, applyPatiently, installRegion, openApplier } from './region.ts';
-import { routeTo } from './staged.ts';
 
 /**
  * Real regions without agents: what one region's WAL says, as pgoutput writes it, goes through Decoder, Batch and Store of
@@ -103,11 +103,10 @@ async function openRegion(schema: string, id: number): Promise<TestRegion> {
 }
 
 async function pull(from: TestRegion, to: TestRegion, store: Store, rows: number): Promise<Pulled> {
-  const routes = [...to.applier.targets.values()].map(({ staging }) => routeTo(staging));
   const decoder = new Decoder({
     region: from.id,
     progress: store.lsn,
-    route: (relation) => routes.map((route) => route(relation)).find((route) => route !== undefined),
+    route: router([...to.applier.targets.values()]),
     limits: { rows, bytes: Number.MAX_SAFE_INTEGER },
   });
   // Only what is flushed is decoded, and what applies commits asynchronously: a commit that waits flushes all before it.

@@ -99,7 +99,7 @@ async function contentOf({ applier, table, tombs }: Place): Promise<Content> {
 async function conflictsOf({ applier, table }: Place): Promise<KeyedConflict[]> {
   const { rows } = await applier.client.query(
     `select kind, outcome, local_version::text as local, incoming_version::text as incoming, (key->>'id')::numeric::int as key
-      from coregent.conflict_record where table_name = $1`,
+      from coregent.conflict_record where table_name = $1 order by id`,
     [table],
   );
   return rows.map(({ kind, outcome, local, incoming, key }) => ({
