@@ -10,7 +10,9 @@ const SCHEMA = `
   create table notes (id int primary key, v text, big text);
   alter table notes alter column big set storage external;
   create table seats (id int primary key, pos int unique, big text);
-  alter table seats alter column big set storage external`;
+  alter table seats alter column big set storage external;
+  create table odd (stamped int, x text, s int, t int, u int, outcome text, local_version text, local_row text,
+    incoming_row text, met text, old text, new text, excluded text, buried text, gone text, primary key (stamped, x))`;
 
 /** A value that PostgreSQL keeps out of line, so that updates that do not touch it do not send it. */
 const long = (letter: string): string => `repeat('${letter}', 4000)`;
@@ -18,7 +20,7 @@ const NOTES = `select coalesce(string_agg(concat_ws(' ', id, v, left(big, 1)), '
 const SEATS = `select coalesce(string_agg(concat_ws(' ', id, pos, left(big, 1)), ', ' order by id), '') from seats`;
 
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
-const ALL = ['notes', 'seats'].flatMap((table) => [`public.${table}`, tombs(table)]);
+const ALL = ['notes', 'seats', 'odd'].flatMap((table) => [`public.${table}`, tombs(table)]);
 
 let world: TestRegions;
 let tokyo: TestRegion;
@@ -49,7 +51,7 @@ async function contentOf(region: TestRegion): Promise<string[]> {
   const { rows } = await region.sql(
     ALL.map(
       (table) =>
-        `select '${table} ' || regexp_replace(to_jsonb(t)::text, '(.)\\1{99,}', '\\1…') as line from ${table} t`,
+        `select '${table} ' || regexp_replace(to_jsonb(whole)::text, '(.)\\1{99,}', '\\1…') as line from ${table} whole`,
     ).join(' union all '),
   );
   return rows.map(({ line }) => line).sort();
@@ -393,6 +395,27 @@ describe('transactions', () => {
     expect(foreign).toBeGreaterThan(0);
     expect(await virginia.conflicts()).toEqual([]);
   });
+});
+
+it('H10: columns may have any name, those of our own statements too', async () => {
+  await tokyo.sql(`insert into odd (stamped, x, s) values (1, 'a', 0), (2, 'a', 0), (3, 'a', 0), (4, 'a', 0)`);
+  await settle(tokyo, frankfurt);
+  await tokyo.sql(`update odd set s = 1, outcome = 'tokyo', t = 1`);
+  await frankfurt.sql(
+    `update odd set s = 2, outcome = 'frankfurt' where stamped < 3; delete from odd where stamped = 2`,
+  );
+  await frankfurt.sql(`delete from odd where stamped = 3; update odd set stamped = 7 where stamped = 4`);
+  await settle(tokyo, frankfurt);
+  expect(await tokyo.value('select string_agg(concat_ws($$ $$, stamped, s), $$, $$ order by stamped) from odd')).toBe(
+    '1 2, 7 0',
+  );
+  expect(await tokyo.value('select count(*) from coregent.parked')).toBe('0');
+  expect(
+    await frankfurt.value(`select incoming_row ->> 'outcome' from coregent.conflict_record order by id limit 1`),
+  ).toBe('tokyo');
+  await tokyo.sql('truncate odd');
+  await settle(tokyo, frankfurt);
+  expect(await frankfurt.value('select count(*) from odd')).toBe('0');
 });
 
 describe('a local writer that slips in', () => {
