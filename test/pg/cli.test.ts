@@ -92,9 +92,13 @@ test('no command prints a password, whatever fails', async () => {
   const secret = url.password;
   expect(secret.length).toBeGreaterThan(8);
   const frankfurt = { id: 2, url: cluster.url('frankfurt') };
-  const broken = [{ pathname: '/nowhere' }, { port: '1' }, { username: 'nobody' }];
-  for (const part of broken) {
-    const wrong = Object.assign(new URL(url), part);
+  for (const [part, value] of [
+    ['pathname', '/nowhere'],
+    ['port', '1'],
+    ['username', 'nobody'],
+  ] as const) {
+    const wrong = new URL(url);
+    wrong[part] = value;
     const change = { regions: { tokyo: { id: 1, url: wrong.href }, frankfurt } };
     for (const args of [
       ['apply'],

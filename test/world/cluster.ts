@@ -294,11 +294,11 @@ export class Cluster implements AsyncDisposable {
     if (found !== undefined) throw new Error(`Confirmed everywhere, but not equal:\n${found}`);
   }
 
-  /** Waits until every region has confirmed all that every other committed before. */
+  /** Waits until every region has confirmed all that every other committed durably before. */
   async confirmed(deadlineMs = CONVERGE_MS): Promise<void> {
     const deadline = performance.now() + deadlineMs;
     const marks = await Promise.all(
-      this.regions.map((region) => this.value(region, 'select pg_current_wal_insert_lsn()')),
+      this.regions.map((region) => this.value(region, 'select pg_current_wal_flush_lsn()')),
     );
     for (const [index, region] of this.regions.entries()) {
       await until(

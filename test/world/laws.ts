@@ -87,11 +87,11 @@ async function checkCounters({ counters }: History, query: Query, say: Say): Pro
 async function checkContested(history: History, query: Query, say: Say): Promise<void> {
   const { rows } = await query('select id, value, _coregent_version as version from contested');
   const shown = new Map(rows.map((row) => [row.id as number, row as { value: string; version: string }]));
+  const maybe = new Set([...history.unanswered].map(({ key, value }) => `${key} ${value}`));
   const winners = winnersOf(history.contested);
   for (const [key, winner] of winners) {
     const row = shown.get(key);
-    if (row && history.unknownValues.has(row.value)) continue;
-    if (!row && history.unknownDeletes > 0) continue;
+    if (maybe.has(`${key} ${row?.value ?? null}`)) continue;
     if ((row?.value ?? null) !== winner.value) {
       say(
         `row ${key} shows ${row?.value ?? 'nothing'}, but ${winner.value ?? 'a delete'} of ${winner.region} is newest`,
@@ -101,7 +101,7 @@ async function checkContested(history: History, query: Query, say: Say): Promise
     }
   }
   for (const [key, { value }] of shown) {
-    if (!winners.has(key) && !history.unknownValues.has(value)) say(`nobody wrote row ${key} (${value})`);
+    if (!winners.has(key) && !maybe.has(`${key} ${value}`)) say(`nobody wrote row ${key} (${value})`);
   }
 }
 
@@ -130,8 +130,9 @@ async function checkRecords(query: Query, say: Say): Promise<void> {
 /**
  * No update is lost without a trace: a contested write that is not the final one, and that no other write is known to have
  * replaced, is in the record of some region. Deletes are left out: the tombstone that an insert followed may have been reaped.
+ * So are rows with a write that nobody answered: it may have replaced another.
  */
-async function checkAudit({ contested }: History, regions: readonly Named[], say: Say) {
+async function checkAudit({ contested, unanswered }: History, regions: readonly Named[], say: Say) {
   const name = (key: number, version: bigint | string): string => `${key} ${version}`;
   const writes = new Map(contested.map((write) => [name(write.key, write.version), write]));
   const follows = (key: number, later: string, earlier: string): boolean => {
@@ -155,10 +156,12 @@ async function checkAudit({ contested }: History, regions: readonly Named[], say
   }
   const replaced = new Set(contested.map(({ key, parent }) => name(key, parent)));
   const winners = winnersOf(contested);
+  const unclear = new Set([...unanswered].map(({ key }) => key));
   let lost = 0;
   for (const write of contested) {
     const id = name(write.key, write.version);
-    if (write.value === null || write === winners.get(write.key) || replaced.has(id)) continue;
+    if (write.value === null || unclear.has(write.key) || write === winners.get(write.key) || replaced.has(id))
+      continue;
     lost++;
     if (!recorded.has(id)) say(`${write.value} of row ${write.key} lost and is recorded nowhere`);
   }

@@ -33,10 +33,8 @@ export interface History {
   /** Increments by counter: every counter has one region that writes it. */
   readonly counters: Map<number, { acknowledged: number; unknown: number }>;
   readonly contested: ContestedWrite[];
-  /** Values of contested writes whose answer never came. */
-  readonly unknownValues: Set<string>;
-  /** Contested deletes whose answer never came. */
-  unknownDeletes: number;
+  /** Contested writes without an answer, so far or because the connection was lost. */
+  readonly unanswered: Set<{ readonly key: number; readonly value: string | null }>;
   /** Answers that no write should ever get. */
   readonly faults: unknown[];
 }
@@ -71,8 +69,7 @@ export async function startWriters(cluster: Cluster, options: WriterOptions): Pr
     groups: new Map(),
     counters: new Map(),
     contested: [],
-    unknownValues: new Set(),
-    unknownDeletes: 0,
+    unanswered: new Set(),
     faults: [],
   };
   const stopping = new AbortController();
@@ -189,28 +186,28 @@ class Writer {
 
   async #contest(): Promise<void> {
     const key = within(this.#random, 1, this.#random() < 0.2 ? HOT : CONTESTED);
-    const value = `${this.#name}/${++this.#sequence}`;
-    const { contested } = this.#history;
-    if (this.#random() < 0.2) {
-      this.#history.unknownDeletes++;
+    const value = this.#random() < 0.2 ? null : `${this.#name}/${++this.#sequence}`;
+    const { contested, unanswered } = this.#history;
+    const write = { key, value };
+    unanswered.add(write);
+    if (value === null) {
       const tombstones = await this.#tombstones();
       // One transaction; the delete's version is what its tombstone says.
       const results = (await this.#client!.query(
         `delete from contested where id = ${key};
          select _coregent_version as version, _coregent_parent as parent from ${tombstones} where id = ${key}`,
       )) as unknown as pg.QueryResult[];
-      this.#history.unknownDeletes--;
       if (results[0]!.rowCount === 1)
         contested.push({ ...stampOf(results[1]!), region: this.#region, key, value: null });
+      unanswered.delete(write);
       return;
     }
-    this.#history.unknownValues.add(value);
     const result = await this.#query(
       `insert into contested values ($1, $2) on conflict (id) do update set value = excluded.value
         returning _coregent_version as version, _coregent_parent as parent`,
       [key, value],
     );
-    this.#history.unknownValues.delete(value);
+    unanswered.delete(write);
     contested.push({ ...stampOf(result), region: this.#region, key, value });
   }
 
