@@ -97,7 +97,7 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
   await apply.query('begin');
   try {
     await apply.query(
-      `delete from ${target} t using ${tombstones(table)} x where ${onKey} and t.${ident(VERSION)} < x.${ident(VERSION)}`,
+      `delete from ${target} t using ${tombstones(table)} x where ${onKey} and t.${ident(VERSION)} <= x.${ident(VERSION)}`,
     );
     const { rowCount } = await apply.query(`delete from ${tombstones(table)} x where ${stable}`, [horizon]);
     await apply.query('commit');

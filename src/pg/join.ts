@@ -1,11 +1,11 @@
 import type pg from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
-import { CoregentError } from '../model/error.ts';
+import { CoregentError, classify } from '../model/error.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { Batch, type Route } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
-import type { Store } from './store.ts';
+import type { Receipt, Store } from './store.ts';
 import type { Target } from './target.ts';
 
 /** Rows and bytes of one local transaction of a join. */
@@ -47,17 +47,32 @@ export async function joinTable(
     )) {
       batch.add(route, tuple.bytes, tuple.at, false);
       if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
-      conflicts += (await store.apply(batch)).conflicts.length;
+      conflicts += (await applyPatiently(store, batch)).conflicts.length;
       rows += batch.rows;
       onRows(batch.rows);
       batch = new Batch();
     }
     if (batch.rows === 0) continue;
-    conflicts += (await store.apply(batch)).conflicts.length;
+    conflicts += (await applyPatiently(store, batch)).conflicts.length;
     rows += batch.rows;
     onRows(batch.rows);
   }
   return { rows, conflicts };
+}
+
+/** Applies; a batch with a row at fault goes once more, each row by itself, so that only that one is parked. */
+async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
+  try {
+    return await store.apply(batch);
+  } catch (error) {
+    if (classify(error).code !== 'apply_failed') throw error;
+  }
+  store.isolateFaults(true);
+  try {
+    return await store.apply(batch);
+  } finally {
+    store.isolateFaults(false);
+  }
 }
 
 /** A condition on the alias `t`: its key is one of these JSON objects. */

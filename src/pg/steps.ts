@@ -65,8 +65,10 @@ export function versionOf(target: Target, group: Group, row: Buffer): bigint {
   return 0n;
 }
 
-export function isUniqueViolation(error: Error): boolean {
-  return (error as { code?: string }).code === '23505' || (error as { code?: string }).code === '23P01';
+/** Whether a unique or an exclusion constraint stood in the way. */
+export function isUniqueViolation(error: unknown): boolean {
+  const code = (error as { code?: string } | undefined)?.code;
+  return code === '23505' || code === '23P01';
 }
 
 /** SQLSTATE classes that say something of a row, not of the moment. */

@@ -48,8 +48,21 @@ const COPY_ROWS = 40;
 /** Batches of at most so many rows are applied and committed in one round trip. */
 const AT_ONCE_ROWS = 200;
 const AT_ONCE = 0;
+/** Among at most so many rows that block each other, the one at fault is looked for by leaving each out in turn. */
+const LEAVE_OUT_ROWS = 50;
 /** After a shortcut failed, so many batches at most go the other way. */
 const BACKOFF_MAX = 64;
+
+/** A row of a batch and the group that it came in. */
+interface Place {
+  readonly group: Group;
+  readonly row: Buffer;
+}
+
+/** One that could not be applied by itself. */
+interface Blocked extends Place {
+  readonly failure: CoregentError;
+}
 
 /** What a clean statement was expected to do. */
 interface Expectation {
@@ -395,53 +408,83 @@ export class Store {
   async #applyIsolated(batch: Batch): Promise<void> {
     for (const table of batch.tables.values()) {
       const target = this.#target(table);
+      const blocked: Blocked[] = [];
       for (const group of inOrder(table.groups)) {
-        await this.#isolated(target, group, [...asRecords(table.staging, group).liveRows()]);
+        const rows = [...asRecords(table.staging, group).liveRows()].map((row) => ({ group, row }));
+        await this.#isolated(target, group, rows, blocked);
       }
+      await this.#placeTogether(target, blocked);
     }
   }
 
-  async #isolated(target: Target, group: Group, rows: readonly Buffer[]): Promise<void> {
+  async #isolated(target: Target, group: Group, rows: readonly Place[], blocked: Blocked[]): Promise<void> {
     if (rows.length === 0) return;
-    const conflicts = this.#conflicts.length;
-    const attempts: (() => Promise<void>)[] = [() => this.#settle(target, group, tuplesOf(rows))];
-    if (group.kind === 'update') attempts.push(() => this.#vacate(target, group, tuplesOf(rows)));
-    let failure: CoregentError | undefined;
-    for (const attempt of attempts) {
-      await this.#must([{ text: 'savepoint isolated' }]);
-      try {
-        await attempt();
-        await this.#must([{ text: 'release savepoint isolated' }]);
+    const records = tuplesOf(rows.map(({ row }) => row));
+    const failure = await this.#attempt(() => this.#settle(target, group, records));
+    if (!failure) return;
+    const unique = isUniqueViolation(failure.cause);
+    if (rows.length > 1) {
+      if (unique && !(await this.#attempt(() => this.#vacate(target, rows)))) return;
+      const half = rows.length >> 1;
+      await this.#isolated(target, group, rows.slice(0, half), blocked);
+      await this.#isolated(target, group, rows.slice(half), blocked);
+    } else if (unique) {
+      blocked.push({ ...rows[0]!, failure });
+    } else {
+      await this.#park(target, { ...rows[0]!, failure });
+    }
+  }
+
+  /** Rows that only stand in each other's way take their places together; what is then still in the way is parked. */
+  async #placeTogether(target: Target, blocked: readonly Blocked[]): Promise<void> {
+    if (blocked.length === 0) return;
+    if (!(await this.#attempt(() => this.#vacate(target, blocked)))) return;
+    if (blocked.length <= LEAVE_OUT_ROWS) {
+      for (const one of blocked) {
+        const others = blocked.filter((each) => each !== one);
+        if (others.length === 0 || (await this.#attempt(() => this.#vacate(target, others)))) continue;
+        await this.#park(target, one);
         return;
-      } catch (error) {
-        if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
-        failure = error;
-        this.#conflicts.length = conflicts;
-        await this.#must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
       }
     }
-    if (rows.length > 1) {
-      const half = rows.length >> 1;
-      await this.#isolated(target, group, rows.slice(0, half));
-      await this.#isolated(target, group, rows.slice(half));
-      return;
+    for (const each of blocked) await this.#park(target, each);
+  }
+
+  /** Does the work under a savepoint; a row's fault undoes it and is returned, anything else is thrown. */
+  async #attempt(work: () => Promise<void>): Promise<CoregentError | undefined> {
+    const conflicts = this.#conflicts.length;
+    await this.#must([{ text: 'savepoint isolated' }]);
+    try {
+      await work();
+      await this.#must([{ text: 'release savepoint isolated' }]);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
+      this.#conflicts.length = conflicts;
+      await this.#must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
+      return error;
     }
-    await this.#park(target, group, rows[0]!, failure!);
   }
 
-  /** Lets unique values change places between rows: takes the older rows away, then writes the new ones. */
-  async #vacate(target: Target, group: Group, records: Tuples): Promise<void> {
-    const { compiled } = target;
+  /** Lets unique values change places between rows: takes the older rows away, then writes the new ones, all at once. */
+  async #vacate(target: Target, places: readonly Place[]): Promise<void> {
+    const rows = places.filter(({ group }) => group.unknown.length === 0).map(({ row }) => row);
+    const partial = places.filter(({ group }) => group.unknown.length > 0).map(({ row }) => row);
+    if (partial.length > 0) {
+      const whole = await this.#fetch(target, keysOf(target.staging, tuplesOf(partial)));
+      rows.push(...whole.liveRows());
+    }
+    const records = tuplesOf(rows);
     const values = [arrayOf(target.rowTypeOid, records)];
-    const steps: Step[] = [{ text: compiled.vacate(group.unknown), values }];
-    if (group.unknown.length === 0)
-      steps.unshift({ text: compiled.recordRows, values: [...values, 'update_origin_differs'] });
-    const results = await this.#must(steps);
-    if (group.unknown.length === 0) this.#count(results[0]!);
-    await this.#careful(target, group, records);
+    const [recorded] = await this.#must([
+      { text: target.compiled.recordRows, values: [...values, 'update_origin_differs'] },
+      { text: target.compiled.vacate, values },
+    ]);
+    this.#count(recorded!);
+    this.#note('inserted', target, () => keysOf(target.staging, records));
   }
 
-  async #park(target: Target, group: Group, row: Buffer, failure: CoregentError): Promise<void> {
+  async #park(target: Target, { group, row, failure }: Blocked): Promise<void> {
     const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
     await this.#must([
       {

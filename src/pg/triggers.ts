@@ -110,6 +110,10 @@ end`,
       'truncate',
       `
 begin
+  if pg_catalog.current_setting('transaction_isolation') operator(pg_catalog.<>) 'read committed' then
+    raise exception 'a replicated table cannot be truncated with an old snapshot'
+      using errcode = '0A000', hint = 'Truncate in a READ COMMITTED transaction, or use DELETE.';
+  end if;
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from ${target} t
   on conflict (${key.join(', ')}) do update

@@ -179,7 +179,7 @@ async function look(open: readonly OpenRegion[], table: Table, keys: readonly Su
         const { rows } = await client.query(
           `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
           union all
-          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t) - array['${VERSION}', '${PARENT}'] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
+          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t.*) - array['${VERSION}', '${PARENT}'] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
         );
         // Rows come behind tombstones and take their place: a row that is there is newer than its tombstone.
         for (const { key, ...seen } of rows) found.set(JSON.stringify(key), seen);

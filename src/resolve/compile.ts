@@ -50,7 +50,7 @@ export interface Compiled {
   updateOlder(unknown: readonly number[]): string;
   readonly unresolved: string;
   /** rows: removes older rows and writes the new ones, so that unique values may change places. */
-  vacate(unknown: readonly number[]): string;
+  readonly vacate: string;
   /** rows: the plain upsert, whose error says why a row can't be applied. */
   readonly force: string;
   /** rows: the keys of rows that are not here in the version that the update replaced. */
@@ -117,7 +117,7 @@ export function compile(table: Table): Compiled {
         return `${ident(name)} ${column?.type ?? 'int8'}${column?.collation ? ` collate ${column.collation}` : ''}`;
       })
       .join(', ');
-  const json = (alias: string): string => `to_jsonb(${alias}) - array['${VERSION}','${PARENT}','${FIRST}']`;
+  const json = (alias: string): string => `to_jsonb(${alias}.*) - array['${VERSION}','${PARENT}','${FIRST}']`;
   const keyJson = (alias: string): string =>
     `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`;
   const label = literal(tableLabel(table));
@@ -143,20 +143,21 @@ export function compile(table: Table): Compiled {
       insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s
       on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
       where ${v('x')} < ${v('excluded')})`;
-  const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${seen('s', 't')}`;
+  const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} <= ${v('s')} and ${seen('s', 't')}`;
 
   const revived = (only: string): string => `${into}
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('t')}
       from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
       where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} ${only} ${told}`;
+  // No column of an application begins with _coregent_: our own names can't meet one.
   const deletes = (only: string): string => `with met as materialized (
-        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row
+        select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming, ${json('t')} as _coregent_local_row
         from ${tombstonesInOrder} join ${target} t on ${onKey('t', 's')}
         where ${concurrent('s', 't')} ${only} for no key update of t)
-      ${into} select ${label}, ${keyJson('s')}, 'delete_origin_differs', 'lww',
-        case when s.local_version < ${v('s')} then 'apply' else 'keep' end,
-        s.local_version, ${v('s')}, s.local_row, null from met s ${told}`;
+      ${into} select ${label}, _coregent_key, 'delete_origin_differs', 'lww',
+        case when _coregent_local <= _coregent_incoming then 'apply' else 'keep' end,
+        _coregent_local, _coregent_incoming, _coregent_local_row, null from met ${told}`;
 
   return {
     session: [
@@ -175,15 +176,15 @@ export function compile(table: Table): Compiled {
     removeBuried: `delete from ${target} t using ${tombstones}, ${tombs} x
       where ${onKey('t', 's')} and ${onKey('x', 's')} and ${v('t')} = ${v('s')} and ${v('x')} >= ${v('s')}`,
 
-    removeAllBuried: `delete from ${target} t using ${tombs} x where ${onKey('t', 'x')} and ${v('t')} < ${v('x')}`,
+    removeAllBuried: `delete from ${target} t using ${tombs} x where ${onKey('t', 'x')} and ${v('t')} <= ${v('x')}`,
 
     insertClean: insertNew,
     insertAll: `with applied as (${insertNew} returning 1) ${allApplied}`,
     deleteClean: `${buried} ${deleteSeen}`,
     deleteAll: `${buried}, applied as (${deleteSeen} returning 1) ${allApplied}`,
     recordDeletes: deletes(''),
-    recordCrossedDeletes: deletes(`and ${v('t')} < ${v('s')}`),
-    deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} < ${v('s')}`,
+    recordCrossedDeletes: deletes(`and ${v('t')} <= ${v('s')}`),
+    deleteOlder: `delete from ${target} t using ${tombstonesInOrder} where ${onKey('t', 's')} and ${v('t')} <= ${v('s')}`,
 
     updateClean: updateSeen,
     updateAll: (unknown) => `with applied as (${updateSeen(unknown)} returning 1) ${allApplied}`,
@@ -193,23 +194,21 @@ export function compile(table: Table): Compiled {
       from ${rows} join ${tombs} x on ${onKey('x', 's')}
       where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')} ${told}`,
     recordRows: `with met as materialized (
-        select s.*, ${v('t')} as local_version, to_jsonb(t) - array['${VERSION}','${PARENT}'] as local_row, ${json('s')} as incoming_row,
-          ${outcome('s', 't')} as outcome
+        select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming,
+          ${json('t')} as _coregent_local_row, ${json('s')} as _coregent_incoming_row, ${outcome('s', 't')} as _coregent_outcome
         from ${rowsInOrder} join ${target} t on ${onKey('t', 's')}
         where (${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}) for no key update of t)
-      ${into} select ${label}, ${keyJson('s')}, $2, 'lww', s.outcome, s.local_version, ${v('s')}, s.local_row, s.incoming_row from met s ${told}`,
+      ${into} select ${label}, _coregent_key, $2, 'lww', _coregent_outcome, _coregent_local, _coregent_incoming,
+        _coregent_local_row, _coregent_incoming_row from met ${told}`,
     insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
     updateOlder: (unknown) =>
       `update ${target} t set ${set('s', unknown)} from ${rowsInOrder} where ${onKey('t', 's')} and ${older('t', 's')}`,
     unresolved: `select count(*) from ${rows} where not ${forbidden}
       and not exists (select from ${target} t where ${onKey('t', 's')} and ${v('t')} >= ${v('s')})`,
-    vacate: (unknown) => {
-      const value = (name: string, index: number): string =>
-        unknown.includes(index) ? `g.${ident(name)}` : `s.${ident(name)}`;
-      return `with gone as (delete from ${target} t using ${rows} where ${onKey('t', 's')} and ${v('t')} < ${v('s')} returning t.*)
-      ${fromRows} select ${rowColumns.map(value).join(', ')}
-      from ${rows} join (select * from gone order by ${list([VERSION])}) g on ${onKey('g', 's')}`;
-    },
+    vacate: `with gone as (delete from ${target} t using ${rows} where ${onKey('t', 's')} and ${v('t')} < ${v('s')} returning 1)
+      ${fromRows} select ${list(rowColumns, 's')} from ${rows}
+      where (select count(*) from gone) >= 0 and not ${forbidden}
+      and not exists (select from ${target} t where ${onKey('t', 's')} and ${v('t')} >= ${v('s')})`,
     force: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden}
       on conflict (${list(table.key)}) do update set ${set('excluded', [])} where false`,
     strangers: `select count(*) from ${rows} where not exists (select from ${target} t
