@@ -25,7 +25,7 @@ export interface Lag {
 
 const RATES = [200, 1000];
 /** Of these seconds the first is left out. */
-const SECONDS = 6;
+const SECONDS = 5;
 const QUICK_SECONDS = 3;
 /** Writers beside each other; one alone could not commit durably often enough. */
 const CONNECTIONS = 8;

@@ -33,7 +33,7 @@ export const USAGE = `npm run bench -- [options]
   --quick                     a shorter run: a fifth of the rows, shorter waits
   --json <file>               where the results go (bench/results/<date>.json)
   --native-streaming <word>   parallel (default), on or off
-  --agent-flags <flags>       node flags for the agent, such as "--cpu-prof --cpu-prof-dir=/tmp/prof"
+  --agent-flags=<flags>       node flags for the agent, such as "--cpu-prof --cpu-prof-dir=profiles"
 `;
 
 /** Reads the command line. Throws an Error whose message says what is wrong. */

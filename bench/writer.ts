@@ -38,7 +38,7 @@ export interface WriterPrice {
   readonly statements: readonly Statement[];
 }
 
-const SECONDS = 8;
+const SECONDS = 6;
 const QUICK_SECONDS = 3;
 const STATEMENT_ROWS = 50_000;
 const CLIENTS = 4;
