@@ -1,8 +1,5 @@
-import { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import fc from 'fast-check';
 import type pg from 'pg';
-import { from as copyFrom } from 'pg-copy-streams';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Secret } from '../../src/model/secret.ts';
 import { tombstoneName } from '../../src/model/table.ts';
@@ -10,16 +7,10 @@ import { makeVersion, microsOf, nextVersion, regionOf, type Version } from '../.
 import { connect } from '../../src/pg/connect.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { installRegion } from './region.ts';
+import { attempt, key, SCHEMA, statement, TABLES } from './statements.ts';
 
 /** This region; other regions' rows and tombstones are in its tables too, with versions of any time. */
 const HERE = 5;
-const TABLES = ['items', 'owners', 'things'] as const;
-const SCHEMA = `
-  create table items (id int primary key, v int not null default 0, note text);
-  create table owners (id int primary key, v int not null default 0, note text);
-  create table things (id int primary key, v int not null default 0, note text,
-    owner int references owners on delete cascade on update cascade)`;
-
 /** Cases; thousands find what hundreds do not. */
 const RUNS = Number(process.env.COREGENT_RUNS ?? 100);
 
@@ -43,45 +34,6 @@ afterAll(async () => {
 
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
 
-const key = fc.integer({ min: 1, max: 4 });
-const value = fc.nat({ max: 99 });
-
-/** A statement of an application, over a few keys of tables that refer to each other. */
-const sql: fc.Arbitrary<string> = fc.oneof(
-  ...[
-    (k: number, v: number) => `insert into items values (${k}, ${v})`,
-    (k: number, v: number) => `insert into items select g, ${v} from generate_series(${k}, 4) g on conflict do nothing`,
-    (k: number, v: number) => `insert into items values (${k}, ${v}) on conflict (id) do update set v = excluded.v`,
-    (k: number, v: number) =>
-      `insert into items values (${k}, ${v}) on conflict (id) do update set v = items.v + 1 where items.v < ${v}`,
-    (k: number, v: number) => `update items set v = ${v} where id = ${k}`,
-    (k: number, v: number) => `update items set v = v + ${v} where id >= ${k}`,
-    (k: number) => `update items set v = v where id = ${k}`,
-    (k: number, v: number) => `update items set id = ${(v % 4) + 1} where id = ${k}`,
-    (k: number) => `delete from items where id = ${k}`,
-    (k: number) => `delete from items where id >= ${k}`,
-    () => 'truncate items',
-    () => 'truncate items, owners restart identity cascade',
-    (k: number, v: number) =>
-      `with gone as (delete from items where id = ${k} returning *) insert into items select id, ${v} from gone`,
-    (k: number, v: number) =>
-      `with gone as (delete from items where id <> ${k} returning *) insert into items select ${k}, ${v} where exists (select from gone)`,
-    (k: number, v: number) =>
-      `merge into items t using (select g as id, ${v} as v from generate_series(1, ${k}) g) s on t.id = s.id
-        when matched and t.v > 50 then delete when matched then update set v = s.v when not matched then insert values (s.id, s.v)`,
-    (k: number, v: number) => `copy items (id, v) from stdin\n${k}\t${v}\n${(k % 4) + 1}\t${v}\n`,
-    (k: number, v: number) => `insert into items (id, _coregent_version, _coregent_parent) values (${k}, ${v}, ${v})`,
-    (k: number, v: number) => `update items set _coregent_version = ${v}, _coregent_parent = 1 where id = ${k}`,
-    (k: number, v: number) =>
-      `insert into items values (${k}, ${v}) on conflict (id) do update set _coregent_version = 1, _coregent_parent = excluded._coregent_parent + 7`,
-    (k: number, v: number) => `insert into owners values (${k}, ${v}) on conflict do nothing`,
-    (k: number, v: number) => `insert into things select ${k}, ${v}, null, max(id) from owners`,
-    (k: number) => `delete from owners where id = ${k}`,
-    (k: number, v: number) => `update owners set id = ${(v % 4) + 1} where id = ${k}`,
-    (k: number) => `update things set id = id + ${k} where id < 4`,
-  ].map((make) => fc.tuple(key, value).map(([k, v]) => make(k, v))),
-);
-
 /** What another region may have left here before: rows and tombstones of any age, of the future too. */
 const micros = fc.oneof(fc.constant(1n), fc.bigInt({ min: 10n ** 16n, max: 10n ** 16n + 5n }));
 const left = fc.record({
@@ -93,7 +45,7 @@ const left = fc.record({
 
 type Turn = { readonly sql: string } | 'begin' | 'commit' | 'rollback' | 'savepoint' | 'rollback to savepoint';
 const turn: fc.Arbitrary<Turn> = fc.oneof(
-  { weight: 5, arbitrary: sql.map((text) => ({ sql: text })) },
+  { weight: 5, arbitrary: statement.map((text) => ({ sql: text })) },
   {
     weight: 2,
     arbitrary: fc.constantFrom('begin', 'commit', 'rollback', 'savepoint', 'rollback to savepoint'),
@@ -128,20 +80,6 @@ async function look(): Promise<Snapshot> {
 async function now(): Promise<bigint> {
   const { rows } = await client.query(`select (date_part('epoch', clock_timestamp()) * 1000000)::int8::text as micros`);
   return BigInt(rows[0].micros);
-}
-
-/** Runs a statement; a duplicate key or a missing parent is the application's own fault, and undoes the statement only. */
-async function attempt(statement: string, inTransaction: boolean): Promise<void> {
-  if (inTransaction) await client.query('savepoint attempt');
-  try {
-    const [text, ...lines] = statement.split('\n');
-    if (!text!.startsWith('copy ')) await client.query(statement);
-    else await pipeline(Readable.from([lines.join('\n')]), client.query(copyFrom(text!)));
-    if (inTransaction) await client.query('release savepoint attempt');
-  } catch (error) {
-    if (!/^(23505|23503|21000)$/.test((error as { code?: string }).code ?? '')) throw error;
-    if (inTransaction) await client.query('rollback to savepoint attempt');
-  }
 }
 
 /** The laws of one statement, key by key. */
@@ -204,7 +142,7 @@ it('whatever an application does, versions of a key grow, are ours, name what th
             if (typeof next !== 'string') {
               const before = await look();
               const earliest = await now();
-              await attempt(next.sql, depth !== 'none');
+              await attempt(client, next.sql, depth !== 'none');
               const latest = await now();
               const after = await look();
               check(before, after, earliest, latest);

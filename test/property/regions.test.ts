@@ -1,0 +1,138 @@
+import fc from 'fast-check';
+import type pg from 'pg';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { tombstoneName } from '../../src/model/table.ts';
+import { openRegions, openSession, type TestRegion, type TestRegions } from './link.ts';
+import { attempt, SCHEMA, statement, TABLES } from './statements.ts';
+
+/** Cases; thousands find what hundreds do not. */
+const RUNS = Number(process.env.COREGENT_RUNS ?? 40);
+
+let world: TestRegions;
+const sessions = new Map<TestRegion, pg.Client>();
+
+beforeAll(async () => {
+  world = await openRegions(SCHEMA, 3);
+  for (const region of world.regions) sessions.set(region, await openSession(region));
+});
+
+afterAll(async () => {
+  for (const session of sessions.values()) await session.end();
+  await world[Symbol.asyncDispose]();
+});
+
+const between = fc
+  .tuple(fc.nat({ max: 2 }), fc.integer({ min: 1, max: 2 }))
+  .map(([from, by]) => ({ from, to: (from + by) % 3 }));
+
+type Step =
+  | { readonly do: 'write'; readonly region: number; readonly statements: readonly string[] }
+  | { readonly do: 'pull'; readonly from: number; readonly to: number; readonly rows: number }
+  | { readonly do: 'join'; readonly from: number; readonly to: number };
+
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant('write' as const),
+      region: fc.nat({ max: 2 }),
+      statements: fc.array(statement, { minLength: 1, maxLength: 3 }),
+    }),
+  },
+  {
+    weight: 4,
+    arbitrary: fc
+      .tuple(between, fc.constantFrom(1, 3, 10_000))
+      .map(([link, rows]) => ({ do: 'pull' as const, ...link, rows })),
+  },
+  { weight: 1, arbitrary: between.map((link) => ({ do: 'join' as const, ...link })) },
+);
+
+const tombs = TABLES.map((name) => `coregent.${tombstoneName({ schema: 'public', name })}`);
+const PUBLIC = TABLES.map((name) => `public.${name}`);
+
+async function forgetEverything(): Promise<void> {
+  for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
+  const all = [...PUBLIC, ...tombs, 'coregent.conflict_record', 'coregent.parked'];
+  // As if nothing had ever been: a session that applies leaves no tombstones.
+  for (const { applier } of world.regions)
+    await applier.client.query(all.map((each) => `delete from ${each};`).join(''));
+}
+
+/** Every row and tombstone, as text. */
+async function contentOf(region: TestRegion): Promise<string[]> {
+  const { rows } = await region.sql(
+    [...PUBLIC, ...tombs]
+      .map(
+        (table) =>
+          `select '${table} ' || regexp_replace(to_jsonb(t)::text, '(.)\\1{99,}', '\\1…') as line from ${table} t`,
+      )
+      .join(' union all '),
+  );
+  return rows.map(({ line }) => line).sort();
+}
+
+/** The version that each row shows, as `table key version`. */
+async function writesOf(region: TestRegion): Promise<Set<string>> {
+  const { rows } = await region.sql(
+    PUBLIC.map((table) => `select concat_ws(' ', '${table}', id, _coregent_version) as write from ${table}`).join(
+      ' union all ',
+    ),
+  );
+  return new Set(rows.map(({ write }) => write));
+}
+
+async function recordsOf(region: TestRegion): Promise<string[]> {
+  const { rows } = await region.sql(
+    `select concat_ws(' ', table_name, key ->> 'id', v) as write from coregent.conflict_record, unnest(array[local_version, incoming_version]) v`,
+  );
+  return rows.map(({ write }) => write);
+}
+
+async function write(region: TestRegion, statements: readonly string[]): Promise<void> {
+  const session = sessions.get(region)!;
+  await session.query('begin');
+  for (const each of statements) await attempt(session, each, true);
+  await session.query('commit');
+}
+
+it(
+  'whatever applications do in three regions, all end with the same rows, and no write is lost without a record',
+  async () => {
+    let recorded = 0;
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 25, size: 'max' }), async (steps) => {
+        await forgetEverything();
+        const written = new Set<string>();
+        const replaced = new Set<string>();
+        for (const next of steps) {
+          if (next.do === 'write') {
+            const region = world.regions[next.region]!;
+            const before = await writesOf(region);
+            await write(region, next.statements);
+            const after = await writesOf(region);
+            for (const each of after) if (!before.has(each)) written.add(each);
+            for (const each of before) if (!after.has(each)) replaced.add(each);
+          } else {
+            const [from, to] = [world.regions[next.from]!, world.regions[next.to]!];
+            if (next.do === 'pull') await to.pull(from, next.rows);
+            else for (const table of TABLES) await to.join(from, table);
+          }
+        }
+        for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
+
+        const contents = await Promise.all(world.regions.map(contentOf));
+        for (const content of contents) expect(content).toEqual(contents[0]);
+        const records = (await Promise.all(world.regions.map(recordsOf))).flat();
+        recorded += records.length;
+        const kept = new Set([...replaced, ...records, ...(await writesOf(world.regions[0]!))]);
+        expect([...written].filter((each) => !kept.has(each))).toEqual([]);
+        for (const region of world.regions)
+          expect(await region.value('select count(*) from coregent.parked')).toBe('0');
+      }),
+      { numRuns: RUNS },
+    );
+    expect(recorded).toBeGreaterThan(RUNS);
+  },
+  Math.max(120_000, RUNS * 3_000),
+);
