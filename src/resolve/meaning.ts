@@ -66,22 +66,21 @@ export function conflict(state: State, write: Write): Conflict | undefined {
   const row = visible(state);
   if (write.kind === 'delete') {
     if (!row || !concurrent(write, row)) return undefined;
-    return met('delete_origin_differs', row, write, compareVersions(row, write));
+    return met('delete_origin_differs', row, write, row.version <= write.version);
   }
   if (row) {
     const order = compareRows(row, write);
     const same = row.version === write.version;
     if (same ? order === 0 : !concurrent(write, row)) return undefined;
-    return met(write.kind === 'insert' ? 'insert_exists' : 'update_origin_differs', row, write, order);
+    return met(write.kind === 'insert' ? 'insert_exists' : 'update_origin_differs', row, write, order < 0);
   }
   const { tombstone } = state;
   if (!tombstone || !concurrent(write, tombstone)) return undefined;
-  return met('update_missing', tombstone, write, compareVersions(tombstone, write));
+  return met('update_missing', tombstone, write, tombstone.version < write.version);
 }
 
-function met(kind: Conflict['kind'], local: Register, write: Write, order: number): Conflict {
-  const outcome = order < 0 ? 'apply' : 'keep';
-  return { kind, outcome, localVersion: local.version, incomingVersion: write.version };
+function met(kind: Conflict['kind'], local: Register, write: Write, applies: boolean): Conflict {
+  return { kind, outcome: applies ? 'apply' : 'keep', localVersion: local.version, incomingVersion: write.version };
 }
 
 /** Whether neither write replaced the other, as far as a version, its region and its parent can tell. */

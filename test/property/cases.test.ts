@@ -295,6 +295,17 @@ describe('unique values', () => {
     expect(await tokyo.value(SEATS)).toBe('1 3 a, 2 2 b, 3 1 c');
   });
 
+  it('B4: change places, and what a newer delete keeps out of the same batch is recorded', async () => {
+    await tokyo.sql(
+      `begin; update seats set pos = 0 where id = 1; update seats set pos = 1 where id = 2; update seats set pos = 2 where id = 1;
+        update seats set pos = 9 where id = 3; commit`,
+    );
+    await frankfurt.sql('delete from seats where id = 3');
+    await settle(tokyo, frankfurt);
+    expect(await frankfurt.value(SEATS)).toBe('1 2 a, 2 1 b');
+    expect([await parked(frankfurt), await frankfurt.conflicts()]).toEqual(['0', ['update_missing keep']]);
+  });
+
   it('B5: move along a chain within one statement', async () => {
     await tokyo.sql('update seats set pos = pos + 1');
     await settle(tokyo, frankfurt);

@@ -5,7 +5,7 @@ import { router } from '../../src/pg/route.ts';
 import type { Receipt, Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
-import { type Applier, applyPatiently, installRegion, openApplier } from './region.ts';
+import { type Applier, applyPatiently, installRegion, isRowFault, openApplier } from './region.ts';
 
 /**
  * Real regions without agents: what one region's WAL says, as pgoutput writes it, goes through Decoder, Batch and Store of
@@ -103,21 +103,33 @@ async function openRegion(schema: string, id: number): Promise<TestRegion> {
 }
 
 async function pull(from: TestRegion, to: TestRegion, store: Store, rows: number): Promise<Pulled> {
-  const decoder = new Decoder({
-    region: from.id,
-    progress: store.lsn,
-    route: router([...to.applier.targets.values()]),
-    limits: { rows, bytes: Number.MAX_SAFE_INTEGER },
-  });
   // Only what is flushed is decoded, and what applies commits asynchronously: a commit that waits flushes all before it.
   await from.database.query(`select pg_logical_emit_message(true, 'flush', '')`);
   const { rows: messages } = await from.database.query(
     `select data from pg_logical_slot_get_binary_changes($1, null, null, 'proto_version', '1', 'publication_names', 'coregent', 'binary', 'true')`,
     [slotOf(from, to)],
   );
+  const stream = (messages as { data: Buffer }[]).map(({ data }) => data);
+  try {
+    return await feed(stream, from, to, store, rows);
+  } catch (error) {
+    if (!isRowFault(error)) throw error;
+    // A part of a large transaction: as an agent that connects anew, from the progress on, with faults isolated.
+    store.isolateFaults(true);
+    return await feed(stream, from, to, store, rows).finally(() => store.isolateFaults(false));
+  }
+}
+
+async function feed(stream: readonly Buffer[], from: TestRegion, to: TestRegion, store: Store, rows: number) {
+  const decoder = new Decoder({
+    region: from.id,
+    progress: store.lsn,
+    route: router([...to.applier.targets.values()]),
+    limits: { rows, bytes: Number.MAX_SAFE_INTEGER },
+  });
   const receipts: Receipt[] = [];
-  for (const { data } of messages as { data: Buffer }[]) {
-    decoder.push(data, 0, data.length);
+  for (const message of stream) {
+    decoder.push(message, 0, message.length);
     while (decoder.full) receipts.push(await applyPatiently(store, decoder.take()));
   }
   while (decoder.ready) receipts.push(await applyPatiently(store, decoder.take()));

@@ -60,12 +60,16 @@ export async function openApplier(url: string): Promise<Applier> {
   };
 }
 
-/** Applies as an agent does: what fails for a row's sake is done again with faults isolated. */
+/**
+ * Applies as an agent does: a batch that fails for a row's sake is applied again with faults isolated.
+ * Throws when earlier parts of its transaction were rolled back with it: they must be sent again.
+ */
 export async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
+  const whole = batch.complete && !store.open;
   try {
     return await store.apply(batch);
   } catch (error) {
-    if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
+    if (!whole || !isRowFault(error)) throw error;
     store.isolateFaults(true);
     try {
       return await store.apply(batch);
@@ -73,4 +77,9 @@ export async function applyPatiently(store: Store, batch: Batch): Promise<Receip
       store.isolateFaults(false);
     }
   }
+}
+
+/** Whether it is a row that could not be applied, and not the moment. */
+export function isRowFault(error: unknown): boolean {
+  return error instanceof CoregentError && error.code === 'apply_failed';
 }

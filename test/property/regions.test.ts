@@ -6,13 +6,15 @@ import { openRegions, openSession, type TestRegion, type TestRegions } from './l
 import { attempt, SCHEMA, statement, TABLES } from './statements.ts';
 
 /** Cases; thousands find what hundreds do not. */
-const RUNS = Number(process.env.COREGENT_RUNS ?? 40);
+const RUNS = Number(process.env.COREGENT_RUNS ?? 30);
+
+const SEATS = `create table seats (id int primary key, pos int unique, big text); alter table seats alter column big set storage external`;
 
 let world: TestRegions;
 const sessions = new Map<TestRegion, pg.Client>();
 
 beforeAll(async () => {
-  world = await openRegions(SCHEMA, 3);
+  world = await openRegions(`${SCHEMA}; ${SEATS}`, 3);
   for (const region of world.regions) sessions.set(region, await openSession(region));
 });
 
@@ -48,8 +50,8 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 1, arbitrary: between.map((link) => ({ do: 'join' as const, ...link })) },
 );
 
-const tombs = TABLES.map((name) => `coregent.${tombstoneName({ schema: 'public', name })}`);
-const PUBLIC = TABLES.map((name) => `public.${name}`);
+const tombs = [...TABLES, 'seats'].map((name) => `coregent.${tombstoneName({ schema: 'public', name })}`);
+const PUBLIC = [...TABLES, 'seats'].map((name) => `public.${name}`);
 
 async function forgetEverything(): Promise<void> {
   for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
@@ -133,6 +135,55 @@ it(
       { numRuns: RUNS },
     );
     expect(recorded).toBeGreaterThan(RUNS);
+  },
+  Math.max(120_000, RUNS * 3_000),
+);
+
+const seat = fc.integer({ min: 1, max: 5 });
+const letter = fc.constantFrom('a', 'b', 'c');
+
+/** One transaction over rows whose unique values change places in every way; each leaves a long value alone or not. */
+const moves = fc.array(
+  fc.oneof(
+    fc.tuple(seat, seat).map(
+      ([a, b]) => `update seats set pos = -pos where id in (${a}, ${b}); update seats set pos = case id when ${a}
+      then (select -pos from seats where id = ${b} and pos < 0) else (select -pos from seats where id = ${a} and pos < 0) end
+      where id in (${a}, ${b}) and pos < 0 and ${a} <> ${b}`,
+    ),
+    seat.map((id) => `delete from seats where id = ${id}`),
+    fc
+      .tuple(seat, letter)
+      .map(([id, of]) => `insert into seats select ${id}, coalesce(max(pos), 0) + 1, repeat('${of}', 3000) from seats`),
+    fc.tuple(seat, seat).map(([id, pos]) => `insert into seats values (${id}, ${pos}, null)`),
+    fc.tuple(seat, letter).map(([id, of]) => `update seats set big = repeat('${of}', 3000) where id = ${id}`),
+    fc.constant('update seats set pos = pos + 10'),
+    fc.constant('update seats set pos = (select max(pos) from seats) + 1 - pos + 100'),
+    fc.tuple(seat, seat).map(([id, to]) => `update seats set id = ${to} where id = ${id}`),
+  ),
+  { minLength: 1, maxLength: 4 },
+);
+
+it(
+  'B4, B5: whatever unique values do in one region, another follows, in any batches',
+  async () => {
+    const [tokyo, frankfurt] = world.regions as [TestRegion, TestRegion];
+    const rounds = fc.array(fc.tuple(fc.array(moves, { minLength: 1, maxLength: 4 }), fc.constantFrom(2, 10_000)), {
+      minLength: 1,
+      maxLength: 6,
+    });
+    await fc.assert(
+      fc.asyncProperty(rounds, async (given) => {
+        await forgetEverything();
+        for (const [transactions, rows] of given) {
+          for (const statements of transactions) await write(tokyo, statements);
+          await frankfurt.pull(tokyo, rows);
+          expect(await contentOf(frankfurt)).toEqual(await contentOf(tokyo));
+        }
+        expect(await frankfurt.value('select count(*) from coregent.parked')).toBe('0');
+        expect(await recordsOf(frankfurt)).toEqual([]);
+      }),
+      { numRuns: RUNS },
+    );
   },
   Math.max(120_000, RUNS * 3_000),
 );
