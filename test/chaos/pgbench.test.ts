@@ -60,7 +60,7 @@ test('what a new user does: pgbench’s tables in three regions, load everywhere
   console.info('pgbench:', { done, failed });
   expect(failed).toEqual([0, 0, 0]);
   const sum = done.reduce((total, each) => total + each, 0);
-  expect(sum).toBeGreaterThan(3 * half);
+  expect(sum).toBeGreaterThan(half);
   for (const region of cluster.regions) {
     expect(await cluster.value(region, 'select count(*)::int from pgbench_history'), region).toBe(sum);
   }
