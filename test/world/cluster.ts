@@ -27,6 +27,8 @@ export interface ClusterOptions {
   readonly servers?: 'shared' | 'own';
   /** `postgresql.conf` of own servers, over settings that are quick and survive a crash of the server. */
   readonly settings?: Settings;
+  /** Whom the command line and the agents log in as, if not as superuser. The test makes the role and its grants. */
+  readonly role?: { readonly name: string; readonly password: string };
   /** Further keys of `coregent.yaml`. */
   readonly config?: Readonly<Record<string, unknown>>;
 }
@@ -118,6 +120,8 @@ export class Cluster implements AsyncDisposable {
       const url = new URL(this.url(name));
       const proxy = agent === undefined ? undefined : this.#proxies.get(`${name} ${agent}`);
       if (proxy) url.port = String(proxy.port);
+      const { role } = this.#options;
+      if (role) Object.assign(url, { username: role.name, password: role.password });
       return [name, { id: index + 1, url: url.href }];
     });
     const file = { cluster: this.name, regions: Object.fromEntries(regions), tables: { 'public.*': {} } };
