@@ -8,8 +8,11 @@ import { startWriters, WRITERS_TABLES } from '../world/writers.ts';
 
 /** How many agents are killed; more in the night, fewer at a desk. */
 const KILLS = Number(process.env.COREGENT_KILLS ?? 100);
+const timeout = 120_000 + KILLS * 5_000;
 
-test(`an agent may be killed at any instruction: ${KILLS} kills under load lose, repeat and tear nothing`, async () => {
+test(`an agent may be killed at any instruction: ${KILLS} kills under load lose, repeat and tear nothing`, {
+  timeout,
+}, async () => {
   const seed = seedOfRun('kill');
   const random = seeded(seed);
   await using cluster = await makeCluster({

@@ -7,13 +7,16 @@ import { until } from '../world/until.ts';
 
 /** How long each region's pgbench runs. */
 const SECONDS = Number(process.env.COREGENT_PGBENCH_SECONDS ?? 20);
+const timeout = 280_000 + SECONDS * 1_000;
 const SCALE = 2;
 /** Transactions a second in each region: PostgreSQL, agents and pgbench of three regions share this machine. */
 const RATE = 60;
 
 const run = promisify(execFile);
 
-test('what a new user does: pgbench’s tables in three regions, load everywhere, a kill and a cut; verify says equal', async () => {
+test('what a new user does: pgbench’s tables in three regions, load everywhere, a kill and a cut; verify says equal', {
+  timeout,
+}, async () => {
   await expectPgbench();
   await using cluster = await makeCluster({ tables: '', servers: 'own', viaProxy: true });
   const [tokyo, frankfurt, virginia] = cluster.regions as [string, string, string];
