@@ -476,10 +476,12 @@ export class Store {
     }
     const records = tuplesOf(rows);
     const values = [arrayOf(target.rowTypeOid, records)];
-    const [recorded] = await this.#must([
+    const [buried, recorded] = await this.#must([
+      { text: target.compiled.recordBuried, values },
       { text: target.compiled.recordRows, values: [...values, 'update_origin_differs'] },
       { text: target.compiled.vacate, values },
     ]);
+    this.#count(buried!);
     this.#count(recorded!);
     this.#note('inserted', target, () => keysOf(target.staging, records));
   }

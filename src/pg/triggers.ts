@@ -7,6 +7,7 @@ import { ident, literal, qualified } from '../quote.ts';
  */
 export const TRIGGERS = {
   insert: '~coregent_insert',
+  late: '~coregent_late',
   update: '~coregent_update',
   rekey: '~coregent_rekey',
   delete: '~coregent_delete',
@@ -20,6 +21,9 @@ export function triggerFunctions(table: { readonly schema: string; readonly name
 
 const NOW =
   "(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000000)::pg_catalog.int8";
+
+/** An insert that is stored within so many microseconds of its stamp waited for nothing. */
+const PROMPT_MICROS = 1000;
 
 /** The next version above what a key has seen; `operator(pg_catalog.…)` so that no search_path can bend it. */
 function stamp(region: number, seen: string): string {
@@ -69,6 +73,19 @@ begin
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, `new.${parent}`)};
   return new;
+end`,
+      true,
+    ),
+    // An insert that had to wait for the delete of its key was stamped before it could see that delete.
+    define(
+      'late',
+      `
+begin
+  if exists (select from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')} and x.${version} >= new.${version}) then
+    raise exception 'the row was deleted while this insert waited for it'
+      using errcode = '40001', hint = 'Run the transaction again.';
+  end if;
+  return null;
 end`,
       true,
     ),
@@ -123,6 +140,10 @@ end`,
       true,
     ),
     trigger('insert', `before insert on ${target} for each row`),
+    trigger(
+      'late',
+      `after insert on ${target} for each row when (${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS})`,
+    ),
     trigger('update', `before update on ${target} for each row when (${sameKey})`),
     trigger('rekey', `before update on ${target} for each row when (not (${sameKey}))`),
     trigger('delete', `before delete on ${target} for each row`),
