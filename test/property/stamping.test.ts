@@ -39,7 +39,7 @@ const micros = fc.oneof(fc.constant(1n), fc.bigInt({ min: 10n ** 16n, max: 10n *
 const left = fc.record({
   table: fc.constantFrom(...TABLES),
   id: key,
-  kind: fc.constantFrom('before', 'row', 'tombstone', 'row', 'tombstone'),
+  kind: fc.constantFrom('before', 'row', 'tombstone', 'both'),
   version: fc.tuple(micros, fc.constantFrom(HERE, 2, 127)).map(([at, region]) => makeVersion(at, region)),
 });
 
@@ -118,10 +118,15 @@ async function prepare(leftovers: readonly { table: string; id: number; kind: st
       'begin',
       `set local session_replication_role = replica`,
       ...TABLES.flatMap((table) => [`delete from ${table}`, `delete from ${tombs(table)}`]),
-      ...[...rows.values()].map(({ table, id, kind, version }) => {
-        if (kind === 'tombstone') return `insert into ${tombs(table)} values (${id}, ${version}, 0)`;
-        const stamp = kind === 'before' ? 0n : version;
-        return `insert into ${table} (id, _coregent_version, _coregent_parent) values (${id}, ${stamp}, ${stamp && 1n})`;
+      ...[...rows.values()].flatMap(({ table, id, kind, version }) => {
+        const buried = kind === 'tombstone' || kind === 'both';
+        const burying = buried ? [`insert into ${tombs(table)} values (${id}, ${version}, 0)`] : [];
+        if (kind === 'tombstone') return burying;
+        const stamp = kind === 'before' ? 0n : buried ? version + 128n : version;
+        return [
+          ...burying,
+          `insert into ${table} (id, _coregent_version, _coregent_parent) values (${id}, ${stamp}, ${stamp && 1n})`,
+        ];
       }),
       'commit',
     ].join(';'),
