@@ -22,7 +22,7 @@ export function triggerFunctions(table: { readonly schema: string; readonly name
 const NOW =
   "(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000000)::pg_catalog.int8";
 
-/** An insert that is stored within so many microseconds of its stamp waited for nothing. */
+/** A write that is stored within so many microseconds of its stamp waited for nothing. */
 const PROMPT_MICROS = 1000;
 
 /** The next version above what a key has seen; `operator(pg_catalog.…)` so that no search_path can bend it. */
@@ -76,13 +76,13 @@ begin
 end`,
       true,
     ),
-    // An insert that had to wait for the delete of its key was stamped before it could see that delete.
+    // A write that had to wait for the delete of its new key was stamped before it could see that delete.
     define(
       'late',
       `
 begin
   if exists (select from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')} and x.${version} >= new.${version}) then
-    raise exception 'the row was deleted while this insert waited for it'
+    raise exception 'the key was deleted while this write waited for it'
       using errcode = '40001', hint = 'Run the transaction again.';
   end if;
   return null;
@@ -142,7 +142,7 @@ end`,
     trigger('insert', `before insert on ${target} for each row`),
     trigger(
       'late',
-      `after insert on ${target} for each row when (${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS})`,
+      `after insert or update on ${target} for each row when (${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS})`,
     ),
     trigger('update', `before update on ${target} for each row when (${sameKey})`),
     trigger('rekey', `before update on ${target} for each row when (not (${sameKey}))`),

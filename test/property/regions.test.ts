@@ -136,7 +136,7 @@ it(
     );
     expect(recorded).toBeGreaterThan(RUNS);
   },
-  Math.max(120_000, RUNS * 3_000),
+  Math.max(400_000, RUNS * 3_000),
 );
 
 const seat = fc.integer({ min: 1, max: 5 });
@@ -185,5 +185,5 @@ it(
       { numRuns: RUNS },
     );
   },
-  Math.max(120_000, RUNS * 3_000),
+  Math.max(400_000, RUNS * 3_000),
 );
