@@ -313,8 +313,28 @@ export class Cluster implements AsyncDisposable {
             [this.regions.length - 1, marks[index]],
           ),
         { what: `every region to confirm the writes of ${region}`, deadlineMs: deadline - performance.now() },
-      );
+      ).catch(async (error: Error) => {
+        throw new Error(`${error.message}\n${await this.#whatHolds(region, marks[index])}`, { cause: error });
+      });
     }
+  }
+
+  /** How far the slots of a region are behind a position, and what the agents said last. */
+  async #whatHolds(region: string, mark: unknown): Promise<string> {
+    const { rows } = await this.query(
+      region,
+      `select slot_name, active, $1::pg_lsn - confirmed_flush_lsn as behind from pg_replication_slots where database = current_database()`,
+      [mark],
+    );
+    const logs = [...this.#processes]
+      .map(({ region, log }) => ({ region, log }))
+      .concat([...this.#agents.keys()].map((region) => ({ region, log: this.log(region) })));
+    return [
+      ...rows.map(
+        (row) => `  slot ${row.slot_name} (${row.active ? 'active' : 'not active'}): ${row.behind} bytes behind`,
+      ),
+      ...logs.flatMap(({ region, log }) => log.slice(-6).map((line) => `  ${region}: ${JSON.stringify(line)}`)),
+    ].join('\n');
   }
 
   #queryOf(region: string) {
