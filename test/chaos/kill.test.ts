@@ -43,8 +43,7 @@ test(`an agent may be killed at any instruction: ${KILLS} kills under load lose,
   await Promise.all(agents.map((agent) => agent.streaming()));
   await cluster.converged();
 
-  const regions = cluster.regions.map((region) => ({ region, query: cluster.query.bind(cluster, region) }));
-  const evidence = await checkHistory(writers.history, regions);
+  const evidence = await checkHistory(writers.history, cluster.named);
   console.info('kill:', { ...evidence, polls });
   expect([...evidence.violations, ...torn]).toEqual([]);
   for (const [what, count] of Object.entries({ ...evidence, polls })) {

@@ -52,8 +52,7 @@ test('links that break in every way, in the middle of messages too, delay rows a
   await writers.stop();
   await cluster.converged();
 
-  const regions = cluster.regions.map((region) => ({ region, query: cluster.query.bind(cluster, region) }));
-  const evidence = await checkHistory(writers.history, regions);
+  const evidence = await checkHistory(writers.history, cluster.named);
   console.info('links:', evidence);
   expect(evidence.violations).toEqual([]);
   expect(evidence.conflicts).toBeGreaterThan(0);

@@ -2,7 +2,8 @@ import { type ExecFileException, execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { commandLine } from '../world/agent.ts';
-import { type Cluster, makeCluster, type Printed } from '../world/cluster.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+import type { Printed } from '../world/command.ts';
 import { until } from '../world/until.ts';
 
 /** How long each region's pgbench runs. */

@@ -4,15 +4,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { type Agent, startAgent } from '../../src/agent/agent.ts';
-import { runCli } from '../../src/cli/program.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
 import { type Server, type Settings, startPostgres } from '../../src/demo/postgres.ts';
 import { type FaultProxy, startProxy } from '../../src/demo/proxy.ts';
 import { createLogger } from '../../src/log.ts';
 import type { PeerStatus } from '../../src/model/api.ts';
 import { type AgentProcess, type LogLine, spawnAgent } from './agent.ts';
+import { type Printed, runCommand } from './command.ts';
+import { allConfirmed } from './confirmed.ts';
 import { type Database, makeDatabase } from './database.ts';
-import { differences } from './rows.ts';
+import { differences, type Named } from './rows.ts';
 import { until } from './until.ts';
 
 /** What `makeCluster` takes. */
@@ -31,13 +32,6 @@ export interface ClusterOptions {
   readonly role?: { readonly name: string; readonly password: string };
   /** Further keys of `coregent.yaml`. */
   readonly config?: Readonly<Record<string, unknown>>;
-}
-
-/** What a command printed. */
-export interface Printed {
-  readonly code: number;
-  readonly out: string;
-  readonly err: string;
 }
 
 const NAMES = ['tokyo', 'frankfurt', 'virginia', 'sydney'];
@@ -191,14 +185,14 @@ export class Cluster implements AsyncDisposable {
 
   /** Runs a command in this process, as `coregent --config … args`. */
   async cli(...args: string[]): Promise<Printed> {
-    return await runIn(this.configFile, args);
+    return await runCommand(this.configFile, args);
   }
 
   /** The same, with some top-level keys of `coregent.yaml` changed. */
   async cliWith(change: Readonly<Record<string, unknown>>, ...args: string[]): Promise<Printed> {
     const file = join(this.#folder, 'changed.yaml');
     await writeFile(file, JSON.stringify({ ...JSON.parse(this.#configText()), ...change }), { mode: 0o600 });
-    return await runIn(file, args);
+    return await runCommand(file, args);
   }
 
   /** `coregent apply`, which must succeed. */
@@ -294,51 +288,27 @@ export class Cluster implements AsyncDisposable {
    */
   async converged(deadlineMs = CONVERGE_MS): Promise<void> {
     await this.confirmed(deadlineMs);
-    const found = await differences(this.regions.map((region) => ({ region, query: this.#queryOf(region) })));
+    const found = await differences(this.named);
     if (found !== undefined) throw new Error(`Confirmed everywhere, but not equal:\n${found}`);
   }
 
   /** Waits until every region has confirmed all that every other committed durably before. */
   async confirmed(deadlineMs = CONVERGE_MS): Promise<void> {
-    const deadline = performance.now() + deadlineMs;
-    const marks = await Promise.all(
-      this.regions.map((region) => this.value(region, 'select pg_current_wal_flush_lsn()')),
-    );
-    for (const [index, region] of this.regions.entries()) {
-      await until(
-        async () =>
-          await this.value(
-            region,
-            `select count(*) = $1 and bool_and(confirmed_flush_lsn >= $2) from pg_replication_slots where database = current_database()`,
-            [this.regions.length - 1, marks[index]],
-          ),
-        { what: `every region to confirm the writes of ${region}`, deadlineMs: deadline - performance.now() },
-      ).catch(async (error: Error) => {
-        throw new Error(`${error.message}\n${await this.#whatHolds(region, marks[index])}`, { cause: error });
-      });
-    }
+    await allConfirmed(this.named, deadlineMs).catch((cause: Error) => {
+      const agents = [
+        ...this.#processes,
+        ...[...this.#agents.keys()].map((region) => ({ region, log: this.log(region) })),
+      ];
+      const said = agents.flatMap(({ region, log }) =>
+        log.slice(-6).map((line) => `  ${region}: ${JSON.stringify(line)}`),
+      );
+      throw new Error([cause.message, ...said].join('\n'), { cause });
+    });
   }
 
-  /** How far the slots of a region are behind a position, and what the agents said last. */
-  async #whatHolds(region: string, mark: unknown): Promise<string> {
-    const { rows } = await this.query(
-      region,
-      `select slot_name, active, $1::pg_lsn - confirmed_flush_lsn as behind from pg_replication_slots where database = current_database()`,
-      [mark],
-    );
-    const logs = [...this.#processes]
-      .map(({ region, log }) => ({ region, log }))
-      .concat([...this.#agents.keys()].map((region) => ({ region, log: this.log(region) })));
-    return [
-      ...rows.map(
-        (row) => `  slot ${row.slot_name} (${row.active ? 'active' : 'not active'}): ${row.behind} bytes behind`,
-      ),
-      ...logs.flatMap(({ region, log }) => log.slice(-6).map((line) => `  ${region}: ${JSON.stringify(line)}`)),
-    ].join('\n');
-  }
-
-  #queryOf(region: string) {
-    return (text: string, values?: unknown[]) => this.query(region, text, values);
+  /** The regions, for who asks them all. */
+  get named(): readonly Named[] {
+    return this.regions.map((region) => ({ region, query: (text, values) => this.query(region, text, values) }));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -355,16 +325,4 @@ export class Cluster implements AsyncDisposable {
     await rm(this.#folder, { recursive: true, force: true });
     if (failed.length > 0) throw new AggregateError(failed, `The cluster could not be cleaned up: ${failed[0]}`);
   }
-}
-
-async function runIn(configFile: string, args: readonly string[]): Promise<Printed> {
-  const printed = { out: '', err: '' };
-  const stream = (name: 'out' | 'err') => ({
-    write: (text: string) => {
-      printed[name] += text;
-    },
-  });
-  const io = { env: {}, stdout: stream('out'), stderr: stream('err') };
-  const code = await runCli(['--config', configFile, ...args], io);
-  return { code, ...printed };
 }

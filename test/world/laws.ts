@@ -1,4 +1,4 @@
-import type { Query } from './rows.ts';
+import type { Named, Query } from './rows.ts';
 import type { ContestedWrite, History } from './writers.ts';
 
 /** One violated law, in words. */
@@ -16,11 +16,6 @@ export interface Evidence {
   readonly conflicts: number;
   /** Records of two writes of which one followed the other, by way of a third region: harmless, but no conflict. */
   readonly needless: number;
-}
-
-interface Named {
-  readonly region: string;
-  readonly query: Query;
 }
 
 /**

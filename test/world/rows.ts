@@ -3,7 +3,8 @@ import type pg from 'pg';
 /** Runs one statement somewhere. */
 export type Query = (text: string, values?: unknown[]) => Promise<pg.QueryResult>;
 
-interface Named {
+/** A region that can be asked. */
+export interface Named {
   readonly region: string;
   readonly query: Query;
 }

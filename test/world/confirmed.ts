@@ -1,0 +1,30 @@
+import type { Named } from './rows.ts';
+import { until } from './until.ts';
+
+const SLOTS = 'from pg_replication_slots where database = current_database()';
+
+/** Waits until every region has confirmed all that every other committed durably before; the error says which slot holds. */
+export async function allConfirmed(regions: readonly Named[], deadlineMs: number): Promise<void> {
+  const deadline = performance.now() + deadlineMs;
+  const marks = await Promise.all(
+    regions.map(async ({ query }) => (await query('select pg_current_wal_flush_lsn() as lsn')).rows[0].lsn as string),
+  );
+  for (const [index, { region, query }] of regions.entries()) {
+    const passed = async (): Promise<boolean> => {
+      const values = [regions.length - 1, marks[index]];
+      const { rows } = await query(
+        `select count(*) = $1 and bool_and(confirmed_flush_lsn >= $2) as all ${SLOTS}`,
+        values,
+      );
+      return rows[0].all;
+    };
+    const what = `every region to confirm the writes of ${region}`;
+    await until(passed, { what, deadlineMs: deadline - performance.now() }).catch(async (cause: Error) => {
+      const { rows } = await query(`select slot_name, active, $1::pg_lsn - confirmed_flush_lsn as behind ${SLOTS}`, [
+        marks[index],
+      ]);
+      const slots = rows.map((row) => `  ${row.slot_name}: ${row.behind} bytes behind, active: ${row.active}`);
+      throw new Error([cause.message, ...slots].join('\n'), { cause });
+    });
+  }
+}
