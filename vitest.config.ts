@@ -1,7 +1,25 @@
 import { defineConfig } from 'vitest/config';
 
 /** Tests are sorted by what they need. Groups run one after the other, so that the cheapest failure shows first. */
+const majors = './test/world/majors.ts';
 const servers = './test/world/servers.ts';
+
+/** There is no package of 14 for other platforms. */
+const oldest = process.platform === 'linux' && process.arch === 'x64' ? 14 : 15;
+
+/** What every major version of PostgreSQL has to show, and a cluster of several: the whole pipe, in little time. */
+const everyMajor = (name: string, list: string, groupOrder: number) => ({
+  test: {
+    name,
+    include: ['test/pg/agent.test.ts', 'test/property/regions.test.ts'],
+    env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: '20' },
+    globalSetup: [majors, servers],
+    maxWorkers: 2,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+    sequence: { groupOrder },
+  },
+});
 
 export default defineConfig({
   test: {
@@ -19,7 +37,7 @@ export default defineConfig({
         test: {
           name: 'property',
           include: ['test/property/**/*.test.ts'],
-          globalSetup: servers,
+          globalSetup: [majors, servers],
           maxWorkers: 2,
           testTimeout: 60_000,
           hookTimeout: 60_000,
@@ -30,22 +48,30 @@ export default defineConfig({
         test: {
           name: 'pg',
           include: ['test/pg/**/*.test.ts'],
-          globalSetup: servers,
+          globalSetup: [majors, servers],
           maxWorkers: 2,
           testTimeout: 60_000,
           hookTimeout: 60_000,
           sequence: { groupOrder: 2 },
         },
       },
+      ...(oldest === 14 ? [everyMajor('pg14', '14', 3)] : []),
+      everyMajor('pg15', '15', 4),
+      everyMajor('pg16', '16', 5),
+      everyMajor('pg17', '17', 6),
+      everyMajor('pg18', '18', 7),
+      everyMajor('mixed', `${oldest},16,18`, 8),
+      everyMajor('mixed-odd', '15,17,18', 9),
       {
         test: {
           name: 'chaos',
           include: ['test/chaos/**/*.test.ts'],
+          globalSetup: majors,
           // Each file starts and breaks servers of its own.
           fileParallelism: false,
           testTimeout: 300_000,
           hookTimeout: 120_000,
-          sequence: { groupOrder: 3 },
+          sequence: { groupOrder: 10 },
         },
       },
     ],

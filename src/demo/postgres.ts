@@ -24,6 +24,8 @@ export interface ServerOptions {
   readonly settings?: Settings;
   /** PostgreSQL major version, 14 to 18. Default 18. `COREGENT_PG_BIN` overrules it. */
   readonly major?: number;
+  /** Folder with a `package.json` whose dependencies other majors than 18 are found in. Default: our own. */
+  readonly packages?: string;
 }
 
 const DEFAULTS: Settings = {
@@ -50,8 +52,8 @@ let servers = 0;
  * Throws an error that says what failed and the cure.
  */
 export async function startPostgres(options: ServerOptions = {}): Promise<Server> {
-  const { name = 'postgres', port, settings = {}, major = DEFAULT_MAJOR } = options;
-  const template = await templateOf(major);
+  const { name = 'postgres', port, settings = {}, major = DEFAULT_MAJOR, packages } = options;
+  const template = await templateOf(major, packages);
   const home = join(template.scratch.folder, `${++servers}-${name.replace(/[^\w-]/g, '_')}`);
   await mkdir(home);
   const data = join(home, 'data');

@@ -19,20 +19,20 @@ export interface Template {
 
 const templates = new Map<number, Promise<Template>>();
 
-/** The template of `major`, made by one `initdb` for each major version and process. */
-export function templateOf(major: number): Promise<Template> {
+/** The template of `major`, made by one `initdb` for each major version and process. `packages` as for `findBinaries`. */
+export function templateOf(major: number, packages?: string): Promise<Template> {
   const known = templates.get(major);
   if (known) return known;
-  const made = makeTemplate(major);
+  const made = makeTemplate(major, packages);
   templates.set(major, made);
   made.catch(() => templates.delete(major));
   return made;
 }
 
-async function makeTemplate(major: number): Promise<Template> {
+async function makeTemplate(major: number, packages: string | undefined): Promise<Template> {
   const owner = serverOwner();
   const scratch = await openScratch(owner);
-  const binaries = await findBinaries({ major, scratch: scratch.folder, owner });
+  const binaries = await findBinaries({ major, scratch: scratch.folder, owner, packages });
   const folder = join(scratch.folder, `template-${major}`);
   const password = randomBytes(12).toString('hex');
   const secret = join(scratch.folder, `password-${major}`);

@@ -63,7 +63,9 @@ export async function attempt(client: pg.Client, statement: string, inTransactio
     else await pipeline(Readable.from([lines.join('\n')]), client.query(copyFrom(text!)));
     if (inTransaction) await client.query('release savepoint attempt');
   } catch (error) {
-    if (!/^(23505|23503|21000)$/.test((error as { code?: string }).code ?? '')) throw error;
+    const code = (error as { code?: string }).code ?? '';
+    const unknown = code === '42601' && statement.startsWith('merge '); // PostgreSQL 14 has no MERGE.
+    if (!unknown && !/^(23505|23503|21000)$/.test(code)) throw error;
     if (inTransaction) await client.query('rollback to savepoint attempt');
   }
 }

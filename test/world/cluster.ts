@@ -3,6 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
+import { inject } from 'vitest';
 import { type Agent, startAgent } from '../../src/agent/agent.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
 import { type Server, type Settings, startPostgres } from '../../src/demo/postgres.ts';
@@ -13,6 +14,7 @@ import { type AgentProcess, type LogLine, spawnAgent } from './agent.ts';
 import { type Printed, runCommand } from './command.ts';
 import { allConfirmed } from './confirmed.ts';
 import { type Database, makeDatabase } from './database.ts';
+import { PACKAGES } from './majors.ts';
 import { differences, type Named } from './rows.ts';
 import { until } from './until.ts';
 
@@ -28,6 +30,8 @@ export interface ClusterOptions {
   readonly servers?: 'shared' | 'own';
   /** `postgresql.conf` of own servers, over settings that are quick and survive a crash of the server. */
   readonly settings?: Settings;
+  /** PostgreSQL's major version of each own server, in turn. Default: those of the run. */
+  readonly majors?: readonly number[];
   /** Whom the command line and the agents log in as, if not as superuser. The test makes the role and its grants. */
   readonly role?: { readonly name: string; readonly password: string };
   /** Further keys of `coregent.yaml`. */
@@ -75,10 +79,13 @@ export class Cluster implements AsyncDisposable {
 
   /** Not for tests. */
   async begin(): Promise<void> {
-    const { servers = 'shared', settings, tables, viaProxy } = this.#options;
+    const { servers = 'shared', settings, tables, viaProxy, majors = inject('majors') } = this.#options;
     this.#folder = await mkdtemp(join(tmpdir(), 'coregent-cluster-'));
     if (servers === 'own') {
-      const started = this.regions.map((name) => startPostgres({ name, settings: { ...QUICK, ...settings } }));
+      const started = this.regions.map((name, index) => {
+        const major = majors[index % majors.length]!;
+        return startPostgres({ name, settings: { ...QUICK, ...settings }, major, packages: PACKAGES });
+      });
       for (const each of await Promise.allSettled(started))
         if (each.status === 'fulfilled') this.#servers.push(each.value);
       await Promise.all(started);

@@ -1,7 +1,8 @@
 import type { TestProject } from 'vitest/node';
 import { type Server, startPostgres } from '../../src/demo/postgres.ts';
+import { majorsOf, PACKAGES } from './majors.ts';
 
-/** How many servers a run of the tests shares: enough for three regions. */
+/** How many servers a project's tests share: enough for three regions. */
 export const SERVERS = 3;
 
 declare module 'vitest' {
@@ -21,29 +22,31 @@ const settings = {
   max_replication_slots: 60,
 };
 
-/** Projects load this module each on their own, and must share servers nevertheless: the run's own place for them. */
-const run = globalThis as { [shared]?: { started: Promise<Server[]>; users: number } };
+/** Projects load this module each on their own, and must share servers nevertheless: the run's own place for them, by major. */
+const run = globalThis as { [shared]?: { started: Map<string, Promise<Server>>; users: number } };
 const shared = Symbol.for('coregent.test.servers');
 
-/** Starts the servers before the first project that needs them, and removes them after the last. */
+/** Starts the servers that a project needs, where another has not done so, and removes all after the last project. */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
-  run[shared] ??= { started: startAll(), users: 0 };
+  run[shared] ??= { started: new Map(), users: 0 };
   const use = run[shared];
   use.users += 1;
-  const servers = await use.started;
+  const majors = majorsOf(project);
+  const servers = Array.from({ length: SERVERS }, (_, index) => {
+    const major = majors[index % majors.length]!;
+    const name = `test-${major}-${index}`;
+    const server = use.started.get(name) ?? startPostgres({ name, settings, major, packages: PACKAGES });
+    use.started.set(name, server);
+    return server;
+  });
   project.provide(
     'servers',
-    servers.map((server) => server.url()),
+    (await Promise.all(servers)).map((server) => server.url()),
   );
   return async () => {
     use.users -= 1;
     if (use.users > 0) return;
     delete run[shared];
-    await Promise.all(servers.map((server) => server.remove()));
+    await Promise.all([...use.started.values()].map(async (server) => await (await server).remove()));
   };
-}
-
-function startAll(): Promise<Server[]> {
-  const names = Array.from({ length: SERVERS }, (_, index) => `test-${index}`);
-  return Promise.all(names.map((name) => startPostgres({ name, settings })));
 }
