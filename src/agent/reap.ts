@@ -10,6 +10,7 @@ import { connect } from '../pg/connect.ts';
 import type { OpenRegion } from '../pg/setup.ts';
 import { APPLY_SETTINGS } from '../pg/target.ts';
 import { ident, qualified } from '../quote.ts';
+import { sameKey } from '../resolve/key.ts';
 
 export interface ReapOptions {
   readonly config: Config;
@@ -92,7 +93,7 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
  */
 async function removeStable(apply: pg.Client, table: Table, horizon: string): Promise<number> {
   const target = qualified(table.schema, table.name);
-  const onKey = table.key.map((name) => `t.${ident(name)} = x.${ident(name)}`).join(' and ');
+  const onKey = sameKey(table, 't', 'x');
   const stable = `age(x.xmin) > age($1::xid8::xid)`;
   await apply.query('begin');
   try {

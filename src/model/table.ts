@@ -11,7 +11,22 @@ export interface Column {
   readonly collation: string;
   /** `GENERATED ALWAYS AS IDENTITY`: can be inserted, not updated. */
   readonly identityAlways: boolean;
+  /** The type has no binary form: its values travel as text, and are staged so. */
+  readonly asText?: true;
+  /** It is `json`, or made of it. */
+  readonly holdsJson?: true;
+  /** Where its binary form holds type OIDs, which are each region's own; absent for nearly every type. */
+  readonly shape?: Shape;
 }
+
+/**
+ * Where the binary form of a type holds OIDs of types that are not PostgreSQL's own, and which OIDs these are here.
+ * An array holds its element's, a composite each field's; ranges hold none, but their bounds may.
+ */
+export type Shape =
+  | { readonly kind: 'array'; readonly oid: number; readonly element: Shape | undefined }
+  | { readonly kind: 'composite'; readonly oids: readonly number[]; readonly fields: readonly (Shape | undefined)[] }
+  | { readonly kind: 'range' | 'multirange'; readonly bound: Shape };
 
 /** A replicated table as one region has it. */
 export interface Table {
@@ -23,6 +38,8 @@ export interface Table {
   readonly columns: readonly Column[];
   /** Names of the primary key's columns, in key order. */
   readonly key: readonly string[];
+  /** For each of them, the equality that its index goes by, as SQL: `operator(pg_catalog.=)`. */
+  readonly keyEquals: readonly string[];
   /**
    * Whether equal keys always have equal bytes (integers, uuid, text under a deterministic collation, …).
    * Where they may differ (`numeric` 1.0 and 1.00) the database, not the agent, must decide which rows are one.

@@ -35,9 +35,16 @@ select
     ) order by a.attnum), '[]')
     from pg_attribute a join pg_type t on t.oid = a.atttypid
     where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
-  (select coalesce(json_agg(a.attname order by k.position), '[]')
-    from pg_index i cross join lateral unnest(i.indkey) with ordinality as k (attnum, position)
-    join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+  (select coalesce(json_agg(json_build_object('name', a.attname,
+      'equals', 'operator(' || quote_ident(onsp.nspname) || '.' || o.oprname || ')') order by k.position), '[]')
+    from pg_index i cross join lateral unnest(i.indkey, i.indclass) with ordinality as k (attnum, opclass, position)
+    join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum and a.attgenerated = ''
+    join pg_opclass oc on oc.oid = k.opclass
+    -- 403 is btree; its strategy 3 is equality.
+    join pg_amop p on p.amopfamily = oc.opcfamily and p.amoplefttype = oc.opcintype and p.amoprighttype = oc.opcintype
+      and p.amopmethod = 403 and p.amopstrategy = 3
+    join pg_operator o on o.oid = p.amopopr
+    join pg_namespace onsp on onsp.oid = o.oprnamespace
     where i.indrelid = c.oid and i.indisprimary and i.indisvalid and i.indimmediate and k.position <= i.indnkeyatts) as key,
   (select coalesce(json_agg(g.tgname), '[]') from pg_trigger g
     where g.tgrelid = c.oid and g.tgname like '~coregent%' and g.tgenabled = 'O') as triggers
@@ -59,14 +66,15 @@ export async function findTables(client: pg.Client): Promise<FoundTable[]> {
     const columns = found
       .filter((column) => !column.generated && column.name !== VERSION && column.name !== PARENT)
       .map(({ name, oid, type, identityAlways, collation }) => ({ name, oid, type, identityAlways, collation }));
-    const key = row.key as string[];
+    const key = row.key as { readonly name: string; readonly equals: string }[];
     return {
       oid: Number(row.oid),
       schema: row.nspname,
       name: row.relname,
       columns,
-      key,
-      exactKey: key.every((name) => found.find((column) => column.name === name)?.exact),
+      key: key.map(({ name }) => name),
+      keyEquals: key.map(({ equals }) => equals),
+      exactKey: key.every(({ name }) => found.find((column) => column.name === name)?.exact),
       kind: row.kind,
       unlogged: row.unlogged,
       stamped: found.some((column) => column.name === VERSION) && found.some((column) => column.name === PARENT),

@@ -4,6 +4,7 @@ import { CoregentError, classify } from '../model/error.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { Batch, type Route } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import { sameKey } from '../resolve/key.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
 import type { Receipt, Store } from './store.ts';
 import type { Target } from './target.ts';
@@ -77,9 +78,8 @@ async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
 
 /** A condition on the alias `t`: its key is one of these JSON objects. */
 export function keyIn(table: Table, keys: readonly unknown[]): string {
-  const key = table.key.map(ident).join(', ');
   const typed = `jsonb_populate_recordset(null::${qualified('coregent', tombstoneName(table))}, ${literal(JSON.stringify(keys))}::jsonb)`;
-  return `(${table.key.map((name) => `t.${ident(name)}`).join(', ')}) in (select ${key} from ${typed})`;
+  return `exists (select from ${typed} k where ${sameKey(table, 't', 'k')})`;
 }
 
 /** A route for tuples that come in staged order. */

@@ -176,7 +176,6 @@ export class Store {
     const steps: Step[] = [{ text: 'begin' }];
     for (const table of batch.tables.values()) {
       const target = this.#target(table);
-      if (!target.staging.table.exactKey) return undefined;
       for (const group of inOrder(table.groups)) {
         if (group.tuples.live > 0) steps.push(wholeStep(target, group, asRecords(table.staging, group)));
       }
@@ -277,14 +276,10 @@ export class Store {
     const copies: { target: Target; group: Group }[] = [];
     for (const table of batch.tables.values()) {
       const target = this.#target(table);
-      // Equal keys may differ in bytes there: only the database can tell, row by row.
-      if (!target.staging.table.exactKey) {
-        await this.#applyOneByOne(target, table);
-        continue;
-      }
       for (const group of inOrder(table.groups)) {
         if (group.tuples.live === 0) continue;
-        if (group.kind === 'insert' && group.tuples.live >= COPY_ROWS && this.#may(target.staging.table.oid)) {
+        const many = group.kind === 'insert' && group.tuples.live >= COPY_ROWS;
+        if (many && target.compiled.copyIn !== undefined && this.#may(target.staging.table.oid)) {
           copies.push({ target, group });
           continue;
         }
@@ -300,14 +295,6 @@ export class Store {
       }
     }
     for (const { target, group } of copies) await this.#copyIn(target, group);
-  }
-
-  async #applyOneByOne(target: Target, table: TableBatch): Promise<void> {
-    for (const group of inOrder(table.groups)) {
-      for (const row of asRecords(table.staging, group).liveRows()) {
-        await this.#settle(target, group, tuplesOf([row]));
-      }
-    }
   }
 
   async #settle(target: Target, group: Group, records: Tuples): Promise<void> {
@@ -333,7 +320,7 @@ export class Store {
     const { compiled, staging } = target;
     const { results, error } = await this.#run([
       { text: 'savepoint copied' },
-      { text: compiled.copyIn, copy: copyStream(group.tuples.bytes()) },
+      { text: compiled.copyIn!, copy: copyStream(group.tuples.bytes()) },
       { text: 'release savepoint copied' },
       { text: compiled.anyTombstone },
     ]);

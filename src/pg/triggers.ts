@@ -1,5 +1,6 @@
 import { PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import { sameKey } from '../resolve/key.ts';
 
 /**
  * Named so that they come after an application's triggers (PostgreSQL fires them by name):
@@ -42,10 +43,12 @@ export function stampingSql(table: Table, region: number): string[] {
   const tombs = qualified('coregent', tombstoneName(table));
   const key = table.key.map(ident);
   const keyOf = (row: string): string => key.map((name) => `${row}.${name}`).join(', ');
-  const sameKey = key.map((name) => `old.${name} is not distinct from new.${name}`).join(' and ');
+  const unmoved = sameKey(table, 'old', 'new');
   const version = ident(VERSION);
   const parent = ident(PARENT);
-  const buriedNew = `(select x.${version} from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')})`;
+  // Of keys that are equal and yet not the same bytes, the last one's bytes stay.
+  const rekeyed = table.exactKey ? '' : key.map((name) => `${name} = excluded.${name}, `).join('');
+  const buriedNew = `(select x.${version} from ${tombs} x where ${sameKey(table, 'x', 'new')})`;
   // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
   const lookUp = `if pg_catalog.pg_relation_size(${literal(tombs)}::pg_catalog.regclass) > 0 then
     buried := ${buriedNew};
@@ -54,7 +57,7 @@ export function stampingSql(table: Table, region: number): string[] {
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   values (${keyOf(row)}, ${stamped}, ${row}.${version})
   on conflict (${key.join(', ')}) do update
-  set ${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};`;
+  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};`;
   const define = (kind: string, body: string, definer: boolean): string =>
     `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
       definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
@@ -81,7 +84,7 @@ end`,
       'late',
       `
 begin
-  if exists (select from ${tombs} x where ${key.map((name) => `x.${name} = new.${name}`).join(' and ')} and x.${version} >= new.${version}) then
+  if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} >= new.${version}) then
     raise exception 'the key was deleted while this write waited for it'
       using errcode = '40001', hint = 'Run the transaction again.';
   end if;
@@ -134,7 +137,7 @@ begin
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from ${target} t
   on conflict (${key.join(', ')}) do update
-  set ${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
+  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
   return null;
 end`,
       true,
@@ -144,8 +147,8 @@ end`,
       'late',
       `after insert or update on ${target} for each row when (${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS})`,
     ),
-    trigger('update', `before update on ${target} for each row when (${sameKey})`),
-    trigger('rekey', `before update on ${target} for each row when (not (${sameKey}))`),
+    trigger('update', `before update on ${target} for each row when (${unmoved})`),
+    trigger('rekey', `before update on ${target} for each row when (not (${unmoved}))`),
     trigger('delete', `before delete on ${target} for each row`),
     // TRUNCATE travels as the deletes that it is.
     truncateTrigger(target, id),

@@ -20,12 +20,13 @@ export interface Staging {
 }
 
 const INT8_OID = 20;
+const TEXT_OID = 25;
 /** int8, int4, oid, date, timestamp, timestamptz: four or eight bytes, equal as numbers when equal as bytes. */
 const NUMBER_TYPES = new Set([20, 23, 26, 1082, 1114, 1184]);
 
 /** The staging of a table whose staged columns are `rowColumns`, version and parent the last two. */
 export function makeStaging(table: Table, rowColumns: readonly string[]): Staging {
-  const oids = new Map(table.columns.map((column) => [column.name, column.oid]));
+  const oids = new Map(table.columns.map(({ name, oid, asText }) => [name, asText ? TEXT_OID : oid]));
   return {
     table,
     rowOids: rowColumns.map((name) => (name === VERSION || name === PARENT ? INT8_OID : oids.get(name)!)),

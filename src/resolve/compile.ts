@@ -1,5 +1,7 @@
 import { FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import { sameKey } from './key.ts';
+import { imageJson, sources } from './staged.ts';
 
 /**
  * The statements that apply a table's rows under the rule `lww`, made once per connection.
@@ -17,8 +19,8 @@ export interface Compiled {
   /** Names of the staged columns of rows and tombstones, version and parent included. */
   readonly rowColumns: readonly string[];
   readonly tombstoneColumns: readonly string[];
-  /** `COPY` of rows in `copy` form straight into the table. */
-  readonly copyIn: string;
+  /** `COPY` of rows in `copy` form straight into the table; undefined where a column has no binary form. */
+  readonly copyIn: string | undefined;
   /** Whether any tombstone is there. */
   readonly anyTombstone: string;
   /** tombstones: the keys of rows just copied in. Records and removes those that a tombstone forbids. */
@@ -76,18 +78,15 @@ export function compile(table: Table): Compiled {
   const tombstoneColumns = [...table.key, VERSION, PARENT];
   const list = (names: readonly string[], alias = ''): string =>
     names.map((name) => (alias ? `${alias}.${ident(name)}` : ident(name))).join(', ');
-  const onKey = (a: string, b: string): string =>
-    table.key.map((name) => `${a}.${ident(name)} = ${b}.${ident(name)}`).join(' and ');
+  const onKey = (a: string, b: string): string => sameKey(table, a, b);
   const v = (alias: string): string => `${alias}.${ident(VERSION)}`;
   const p = (alias: string): string => `${alias}.${ident(PARENT)}`;
   const first = (alias: string): string => `${alias}.${ident(FIRST)}`;
-  const rows = `unnest($1::${rowType}[]) as s`;
-  const tombstones = `unnest($1::${tombstoneType}[]) as s`;
-  // Rows are locked in the order of their keys: two peers' batches never wait for each other in a circle.
-  const inOrder = (type: string): string =>
-    `(select u.* from unnest($1::${type}[]) as u order by ${list(table.key, 'u')}) as s`;
-  const rowsInOrder = inOrder(rowType);
-  const tombstonesInOrder = inOrder(tombstoneType);
+  const { rows, tombstones, rowsInOrder, tombstonesInOrder } = sources(
+    table,
+    { type: rowType, columns: rowColumns },
+    { type: tombstoneType, columns: tombstoneColumns },
+  );
 
   const sameRegion = (a: string, b: string): string => `(${v(a)} & ${REGION}) = (${v(b)} & ${REGION})`;
   // The writer of s had seen what is in t: it replaced it, or it is the writer's own earlier write.
@@ -114,10 +113,11 @@ export function compile(table: Table): Compiled {
     [...names, FIRST]
       .map((name) => {
         const column = byName.get(name);
+        if (column?.asText) return `${ident(name)} text`;
         return `${ident(name)} ${column?.type ?? 'int8'}${column?.collation ? ` collate ${column.collation}` : ''}`;
       })
       .join(', ');
-  const json = (alias: string): string => `to_jsonb(${alias}.*) - array['${VERSION}','${PARENT}','${FIRST}']`;
+  const json = (alias: string): string => imageJson(table, alias);
   const keyJson = (alias: string): string =>
     `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`;
   const label = literal(tableLabel(table));
@@ -141,7 +141,10 @@ export function compile(table: Table): Compiled {
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
   const buried = `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
       insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s
-      on conflict (${list(table.key)}) do update set ${ident(VERSION)} = excluded.${ident(VERSION)}, ${ident(PARENT)} = excluded.${ident(PARENT)}
+      on conflict (${list(table.key)}) do update set ${tombstoneColumns
+        .filter((name) => !(keyExact && table.key.includes(name)))
+        .map((name) => `${ident(name)} = excluded.${ident(name)}`)
+        .join(', ')}
       where ${v('x')} < ${v('excluded')})`;
   const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} <= ${v('s')} and ${seen('s', 't')}`;
 
@@ -169,7 +172,9 @@ export function compile(table: Table): Compiled {
     rowColumns,
     tombstoneColumns,
 
-    copyIn: `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
+    copyIn: table.columns.some(({ asText }) => asText)
+      ? undefined
+      : `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
     anyTombstone: `select exists (select from ${tombs})`,
     recordRevived: revived(''),
     recordCrossedInserts: revived(`and ${v('x')} >= ${v('s')}`),

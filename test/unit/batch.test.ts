@@ -11,7 +11,7 @@ const column = (name: string, oid: number, type: string) => ({ name, oid, type, 
 
 function tableWith(key: ReturnType<typeof column>, names: readonly string[]): Table {
   const columns = [key, ...names.map((name) => column(name, 25, 'text'))];
-  return { oid: 1, schema: 'public', name: 'notes', columns, key: [key.name], exactKey: true };
+  return { oid: 1, schema: 'public', name: 'notes', columns, key: [key.name], keyEquals: ['='], exactKey: true };
 }
 
 const NOTES = tableWith(column('id', 23, 'integer'), ['a', 'b']);

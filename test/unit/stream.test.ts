@@ -17,6 +17,7 @@ const NOTES: Table = {
     { name: 'a', oid: 25, type: 'text', collation: '', identityAlways: false },
   ],
   key: ['id'],
+  keyEquals: ['='],
   exactKey: true,
 };
 const PEER = 3;

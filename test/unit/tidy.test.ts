@@ -12,7 +12,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   resolve: ['model', '.'],
   pipe: ['model', 'wire'],
   pg: ['model', 'wire', 'resolve', 'pipe', '.'],
-  agent: ['model', 'wire', 'pipe', 'pg', '.'],
+  agent: ['model', 'wire', 'resolve', 'pipe', 'pg', '.'],
   demo: ['model', 'pg', 'agent', '.'],
   cli: ['model', 'pg', 'agent', 'demo', '.'],
 };
