@@ -209,7 +209,7 @@ class RunningAgent implements Agent {
         setInterval(() => ask(() => clock.read(local)).catch(() => {}), CLOCK_MS),
         setInterval(() => {
           this.#tickMs = performance.now();
-          for (const peer of this.#peers) peer.measure();
+          for (const peer of this.#peers) peer.link.measure();
           this.#metrics.deadLetters.set({}, this.#parked());
         }, MEASURE_MS),
       );
@@ -227,8 +227,8 @@ class RunningAgent implements Agent {
       signal.removeEventListener('abort', stop);
       for (const timer of timers) clearInterval(timer);
       this.#ask = undefined;
-      this.#conflictsBefore += this.#peers.reduce((sum, peer) => sum + peer.conflicts, 0);
-      this.#parkedBefore += this.#peers.reduce((sum, peer) => sum + peer.parked, 0);
+      this.#conflictsBefore += this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0);
+      this.#parkedBefore += this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
       this.#peers = [];
       local.removeAllListeners('end');
       await local.end().catch(() => {});
@@ -251,7 +251,7 @@ class RunningAgent implements Agent {
   }
 
   #parked(): number {
-    return this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.parked, 0);
+    return this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
   }
 
   async #conflicts(limit: number): Promise<unknown[]> {
@@ -274,8 +274,8 @@ class RunningAgent implements Agent {
       state: this.#state,
       since: this.#since.toISOString(),
       database: { version: this.#version },
-      peers: this.#peers.map((peer) => peer.status()),
-      conflicts: { total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.conflicts, 0) },
+      peers: this.#peers.map((peer) => peer.link.status()),
+      conflicts: { total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0) },
       parked: this.#parked(),
     };
   }

@@ -2,9 +2,8 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import type { Metrics } from '../metrics.ts';
-import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
+import { formatLsn, type LSN, laterLsn, parseLsn } from '../model/lsn.ts';
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
@@ -12,15 +11,16 @@ import { connect, connectionError } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { router } from '../pg/route.ts';
-import { type Receipt, Store } from '../pg/store.ts';
+import { Store } from '../pg/store.ts';
 import { APPLY_SETTINGS, prepareTargets, type Target } from '../pg/target.ts';
-import { startWalsender, type Walsender } from '../pg/walsender.ts';
+import { startWalsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch } from '../pipe/batch.ts';
 import { Decoder } from '../pipe/decode.ts';
 import { Pipe } from '../pipe/pipe.ts';
-import { DatabaseClock, offsetMs } from './clock.ts';
+import type { DatabaseClock } from './clock.ts';
 import { Ending } from './ending.ts';
+import { Link } from './link.ts';
 
 /** What a peer shares with the other peers of its agent. */
 export interface PeerContext {
@@ -58,32 +58,16 @@ export class Peer {
   readonly #context: PeerContext;
   readonly #region: RegionConfig;
   readonly #slot: string;
-  #state: PeerState = 'connecting';
-  #since = new Date();
-  #lastError: LastError | null = null;
+  /** What is told about the peer. */
+  readonly link: Link;
   #isolate = false;
-  #decoder: Decoder | undefined;
-  #walsender: Walsender | undefined;
-  #store: Store | undefined;
-  #acks: Acknowledger | undefined;
-  #walEnd: LSN = LSN_ZERO;
-  #pendingSinceMs: number | undefined;
-  #clock = new DatabaseClock();
-  #retainedBytes: number | undefined;
-  #lostAtMs: number | undefined = performance.now();
-  #transactions = 0;
-  #rows = 0;
-  #conflicts = 0;
-  #parked = 0;
-  #countedBytes = 0;
-  #rate = 0;
-  #rateRows = 0;
-  #rateAtMs = performance.now();
 
   constructor(context: PeerContext, region: RegionConfig) {
     this.#context = context;
     this.#region = region;
     this.#slot = slotName(context.config.cluster, region.id, context.here.id);
+    const { clock, log, metrics } = context;
+    this.link = new Link({ peer: region, slot: this.#slot, clock, log, metrics });
   }
 
   /** Follows the peer until the signal; never rejects. */
@@ -94,7 +78,7 @@ export class Peer {
     while (!signal.aborted) {
       const connectedAt = performance.now();
       try {
-        this.#enter('connecting');
+        this.link.enter('connecting');
         log.event('peer.connecting', { peer, slot: this.#slot });
         await this.#session(signal);
       } catch (thrown) {
@@ -104,8 +88,8 @@ export class Peer {
         failures++;
         // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
         if (error.code === 'apply_failed' && !this.#isolate) this.#isolate = true;
-        this.#fail(error);
-        this.#enter(error.retry === 'never' ? 'failed' : 'waiting');
+        this.link.fail(error);
+        this.link.enter(error.retry === 'never' ? 'failed' : 'waiting');
         this.#context.metrics.applyErrors.inc({ origin: peer, reason: error.code });
         const waitMs = backoffMs(error.retry === 'never' ? failures + 4 : failures);
         log.event(error.retry === 'never' ? 'peer.failed' : 'peer.retry', {
@@ -118,22 +102,8 @@ export class Peer {
         await pause(waitMs, signal);
       }
     }
-    this.#enter('stopped');
+    this.link.enter('stopped');
     log.event('peer.stopped', { peer });
-  }
-
-  #fail(error: CoregentError): void {
-    this.#lastError = { code: error.code, message: error.message, at: new Date().toISOString() };
-  }
-
-  #enter(state: PeerState): void {
-    if (this.#state === state) return;
-    this.#state = state;
-    this.#since = new Date();
-    const up = state === 'streaming';
-    if (up) this.#lostAtMs = undefined;
-    else this.#lostAtMs ??= performance.now();
-    this.#context.metrics.linkUp.set({ origin: this.#region.name }, up ? 1 : 0);
   }
 
   async #session(signal: AbortSignal): Promise<void> {
@@ -174,15 +144,12 @@ export class Peer {
         fetch,
       });
       store.isolateFaults(this.#isolate);
-      this.#store = store;
+      this.link.parts.store = store;
       await this.#stream({ signal, replication, control, store, targets, start, ended, timers });
     } finally {
       signal.removeEventListener('abort', onAbort);
       for (const timer of timers) clearInterval(timer);
-      this.#countedBytes = 0;
-      this.#decoder?.close();
-      this.#walsender?.close();
-      this.#walsender = undefined;
+      this.link.close();
       for (const client of clients) {
         client.removeAllListeners('end');
         (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
@@ -231,8 +198,9 @@ export class Peer {
       route: router(session.targets),
     });
     const acks = new Acknowledger(start);
-    this.#decoder = decoder;
-    this.#acks = acks;
+    const { link } = this;
+    link.parts.decoder = decoder;
+    link.parts.acks = acks;
 
     const { rows } = await control.query(
       `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
@@ -243,16 +211,22 @@ export class Peer {
     const pipe = new Pipe({
       decoder,
       acks,
-      resume: () => this.#walsender?.resume(),
+      resume: () => this.link.parts.walsender?.resume(),
       reachClock: (batch) => this.#reachClock(batch, clock, session.signal),
       apply: (batch) => this.#applyPatiently(store, batch, session.signal),
-      applied: (batch, receipt, tookMs) => this.#applied(store, batch, receipt, tookMs),
+      applied: (batch, receipt, tookMs) => {
+        if (receipt.localLsn !== undefined && this.#isolate) {
+          this.#isolate = false;
+          store.isolateFaults(false);
+        }
+        link.applied(batch, receipt, tookMs);
+      },
       wait: (work) => ended.wait(work),
     });
     const confirm = (): void => {
       if (!pipe.applying && decoder.empty) acks.idle(decoder.position);
       const durable = acks.durable;
-      this.#walsender?.confirm(laterLsn(decoder.position, durable), durable);
+      this.link.parts.walsender?.confirm(laterLsn(decoder.position, durable), durable);
     };
     const starting = startWalsender(session.replication, {
       slot: this.#slot,
@@ -263,21 +237,21 @@ export class Peer {
         message: (bytes, from, to) => {
           decoder.push(bytes, from, to);
           if (decoder.ready) {
-            this.#pendingSinceMs ??= performance.now();
+            link.pendingSinceMs ??= performance.now();
             pipe.decoded();
           }
           return !decoder.full;
         },
         keepalive: (walEnd) => {
           decoder.keepalive(walEnd);
-          if (walEnd > this.#walEnd) this.#walEnd = walEnd;
+          link.reaches(walEnd);
           if (!pipe.applying) confirm();
         },
         behind: () => pipe.applying && decoder.rows >= GATHER_ROWS,
         closed: (error) => ended.end(error),
       },
     });
-    this.#walsender = await starting.catch((error) => this.#explainSlot(control, error));
+    this.link.parts.walsender = await starting.catch((error) => this.#explainSlot(control, error));
 
     let looks = 0;
     let looking = false;
@@ -302,38 +276,10 @@ export class Peer {
       this.#probing(control, ended),
     );
     this.#probe(control).catch((error) => ended.end(classify(error)));
-    this.#enter('streaming');
-    this.#lastError = null;
+    link.stream();
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
 
     await pipe.run();
-  }
-
-  /** Counts and tells what a batch did. */
-  #applied(store: Store, batch: Batch, receipt: Receipt, tookMs: number): void {
-    const { log, metrics } = this.#context;
-    const peer = this.#region.name;
-    const { rows, conflicts, parked } = receipt;
-    if (!this.#decoder?.ready) this.#pendingSinceMs = undefined;
-    if (receipt.localLsn !== undefined && this.#isolate) {
-      this.#isolate = false;
-      store.isolateFaults(false);
-    }
-    this.#transactions += batch.transactions;
-    this.#rows += rows;
-    this.#conflicts += conflicts.length;
-    this.#parked += parked;
-    const labels = { origin: peer };
-    metrics.transactionsApplied.inc(labels, batch.transactions);
-    metrics.rowsApplied.inc(labels, rows);
-    metrics.batchRows.observe(labels, rows);
-    metrics.applySeconds.observe(labels, tookMs / 1000);
-    for (const { kind, outcome } of conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
-    const twins = conflicts.filter((conflict) => conflict.equalVersions).length;
-    if (conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: conflicts.length });
-    if (twins > 0) log.event('version.equal', { peer, rows: twins });
-    if (parked > 0) log.event('row.parked', { peer, rows: parked });
-    log.event('batch.applied', { peer, rows, transactions: batch.transactions });
   }
 
   /** Why the stream could not start: the peer's answer does not tell a slot that is gone from one that lost its WAL. */
@@ -383,8 +329,8 @@ export class Peer {
       if (aheadMs < 0 || signal.aborted) break;
       if (aheadMs > this.#context.config.clock.maxOffsetMs && !told) {
         told = true;
-        this.#enter('waiting');
-        this.#fail(
+        this.link.enter('waiting');
+        this.link.fail(
           new CoregentError('clock_ahead', `its rows are ${Math.round(aheadMs)} ms ahead of this region’s clock`),
         );
         this.#context.log.event('clock.ahead', { peer: this.#region.name, ahead_ms: Math.round(aheadMs) });
@@ -393,8 +339,7 @@ export class Peer {
     }
     if (told) {
       this.#context.log.event('clock.back', { peer: this.#region.name });
-      this.#lastError = null;
-      this.#enter('streaming');
+      this.link.stream();
     }
   }
 
@@ -417,78 +362,15 @@ export class Peer {
   }
 
   async #probe(control: pg.Client): Promise<void> {
-    await this.#clock.read(control);
+    await this.link.clock.read(control);
     const { rows } = await control.query(
       `select pg_current_wal_lsn()::text as lsn, (pg_current_wal_lsn() - restart_lsn)::float8 as retained
         from pg_replication_slots where slot_name = $1`,
       [this.#slot],
     );
     if (!rows[0]) return;
-    const lsn = parseLsn(rows[0].lsn);
-    if (lsn > this.#walEnd) this.#walEnd = lsn;
-    this.#retainedBytes = Number(rows[0].retained);
-  }
-
-  /** How far behind this region is, in ms: age of the oldest write that may be missing here. */
-  #lagMs(): number {
-    const since = this.#lostAtMs ?? this.#pendingSinceMs;
-    return since === undefined ? 0 : performance.now() - since;
-  }
-
-  /** Rows waiting here because they could not be applied, since the agent started. */
-  get parked(): number {
-    return this.#parked;
-  }
-
-  get conflicts(): number {
-    return this.#conflicts;
-  }
-
-  /** Sets the gauges of this link. */
-  measure(): void {
-    const { metrics } = this.#context;
-    const labels = { origin: this.#region.name };
-    const offset = offsetMs(this.#clock, this.#context.clock);
-    metrics.lag.set(labels, this.#lagMs() / 1000);
-    metrics.lagBytes.set(labels, this.#lagBytes());
-    if (this.#acks) metrics.confirmedLSN.set(labels, Number(this.#acks.durable));
-    if (this.#retainedBytes !== undefined) metrics.slotRetained.set({ slot: this.#slot }, this.#retainedBytes);
-    if (offset !== undefined) metrics.clockSkew.set({ peer: this.#region.name }, offset / 1000);
-    const received = this.#walsender?.receivedBytes ?? 0;
-    metrics.receivedBytes.inc(labels, Math.max(0, received - this.#countedBytes));
-    this.#countedBytes = received;
-    const now = performance.now();
-    this.#rate = (this.#rows - this.#rateRows) / ((now - this.#rateAtMs) / 1000);
-    this.#rateRows = this.#rows;
-    this.#rateAtMs = now;
-  }
-
-  #lagBytes(): number {
-    const received = this.#decoder?.position ?? LSN_ZERO;
-    return this.#walEnd > received ? Number(this.#walEnd - received) : 0;
-  }
-
-  status(): PeerStatus {
-    const acks = this.#acks;
-    const received = this.#decoder?.position ?? LSN_ZERO;
-    const offset = offsetMs(this.#clock, this.#context.clock);
-    return {
-      region: this.#region.name,
-      id: this.#region.id,
-      state: this.#state,
-      since: this.#since.toISOString(),
-      received_lsn: formatLsn(received),
-      applied_lsn: formatLsn(this.#store?.lsn ?? LSN_ZERO),
-      durable_lsn: formatLsn(acks?.durable ?? LSN_ZERO),
-      lag_bytes: this.#lagBytes(),
-      lag_ms: Math.round(this.#lagMs()),
-      rows_per_second: Math.round(this.#rate),
-      clock_offset_ms: offset === undefined ? null : Math.round(offset * 10) / 10,
-      transactions: this.#transactions,
-      rows: this.#rows,
-      conflicts: this.#conflicts,
-      last_error: this.#lastError,
-    };
+    this.link.reaches(parseLsn(rows[0].lsn));
+    this.link.retainedBytes = Number(rows[0].retained);
   }
 }
 
