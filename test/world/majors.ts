@@ -17,7 +17,7 @@ export const PACKAGES = join(import.meta.dirname, '../servers');
 
 /** The majors that a project of the tests runs on: `COREGENT_TEST_MAJORS`, of the project or of the shell, such as `14` or `14,16,18`. */
 export function majorsOf(project: TestProject): readonly number[] {
-  const text = project.config.env.COREGENT_TEST_MAJORS ?? process.env.COREGENT_TEST_MAJORS ?? String(DEFAULT_MAJOR);
+  const text = project.config.env?.COREGENT_TEST_MAJORS ?? process.env.COREGENT_TEST_MAJORS ?? String(DEFAULT_MAJOR);
   const majors = text.split(',').map(Number);
   for (const major of majors) {
     if (RELEASES[major] === undefined) {
