@@ -26,10 +26,7 @@ export const events = {
   'slot.missing': { level: 'warn', doc: 'The peer has no slot for this region; rows must be joined again.' },
   'slot.lost': { level: 'error', doc: 'The peer dropped WAL that this region still needed.' },
 
-  'origin.unavailable': {
-    level: 'info',
-    doc: 'Applied rows carry no replication origin; receivers drop them by version.',
-  },
+  'tier.found': { level: 'info', doc: 'What the role may do (A, B or C) for rows of this peer, and what that means.' },
 
   'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
   'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },

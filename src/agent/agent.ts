@@ -2,7 +2,7 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { createMetrics, type Metrics } from '../metrics.ts';
-import { type AgentState, type AgentStatus, SCHEMA_VERSION } from '../model/api.ts';
+import { type AgentState, type AgentStatus, SCHEMA_VERSION, type Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
@@ -250,6 +250,12 @@ class RunningAgent implements Agent {
     }
   }
 
+  /** The worst of its sessions': one may have found no free origin. */
+  #tier(): Tier | null {
+    const found = this.#peers.flatMap(({ link }) => (link.tier ? [link.tier] : [])).sort();
+    return found.at(-1) ?? null;
+  }
+
   #parked(): number {
     return this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
   }
@@ -274,6 +280,7 @@ class RunningAgent implements Agent {
       state: this.#state,
       since: this.#since.toISOString(),
       database: { version: this.#version },
+      tier: this.#tier(),
       peers: this.#peers.map((peer) => peer.link.status()),
       conflicts: { total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0) },
       parked: this.#parked(),

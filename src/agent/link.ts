@@ -1,6 +1,6 @@
 import type { Log } from '../log.ts';
 import type { Metrics } from '../metrics.ts';
-import type { LastError, PeerState, PeerStatus } from '../model/api.ts';
+import type { LastError, PeerState, PeerStatus, Tier } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO } from '../model/lsn.ts';
 import type { Receipt, Store } from '../pg/store.ts';
@@ -38,6 +38,8 @@ export class Link {
   pendingSinceMs: number | undefined;
   /** WAL that the slot keeps at the peer, in bytes. */
   retainedBytes: number | undefined;
+  /** What the role may do, as the last session that applies found it. */
+  tier: Tier | undefined;
   #state: PeerState = 'connecting';
   #since = new Date();
   #lastError: LastError | null = null;

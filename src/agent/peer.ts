@@ -6,13 +6,14 @@ import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, laterLsn, parseLsn } from '../model/lsn.ts';
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
+import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { router } from '../pg/route.ts';
 import { Store } from '../pg/store.ts';
-import { APPLY_SETTINGS, prepareTargets, type Target } from '../pg/target.ts';
+import { prepareTargets, type Target } from '../pg/target.ts';
 import { startWalsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch } from '../pipe/batch.ts';
@@ -127,12 +128,15 @@ export class Peer {
       const purpose = `${here.name} from ${name}`;
       // Side by side: every round trip to a distant peer is a good part of a second.
       const [apply, control, replication] = await Promise.all([
-        open(here.localUrl, here.name, { purpose: `apply ${purpose}`, settings: APPLY_SETTINGS }),
+        open(here.localUrl, here.name, { purpose: `apply ${purpose}`, applies: true }),
         open(this.#region.url, name, { purpose: `control ${purpose}` }),
         open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true }),
       ]);
       const start = await this.#checkProgress(apply, replication);
-      if (!(await useOrigin(apply, this.#slot))) this.#context.log.event('origin.unavailable', { peer: name });
+      const marked = await useOrigin(apply, this.#slot);
+      const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';
+      this.link.tier = tier;
+      this.#context.log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
       const targets = await prepareTargets(apply, await readTables(apply, here.name));
       const fetch = makeFetch(() => control, name);

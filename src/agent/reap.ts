@@ -8,7 +8,6 @@ import { barrier } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import type { OpenRegion } from '../pg/setup.ts';
-import { APPLY_SETTINGS } from '../pg/target.ts';
 import { ident, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 
@@ -38,7 +37,7 @@ export async function reaping(options: ReapOptions): Promise<void> {
 /** One round, on a connection of its own: nothing is held between rounds. */
 async function round(options: ReapOptions): Promise<number> {
   const { config, here } = options;
-  const local = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, settings: APPLY_SETTINGS });
+  const local = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, applies: true });
   try {
     await forgetConflicts(local, config.conflicts.retentionMs);
     return await reap(local, options);

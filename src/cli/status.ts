@@ -1,6 +1,7 @@
 import { loadConfig } from '../config.ts';
 import { EXIT } from '../model/error.ts';
 import { pause } from '../pause.ts';
+import { TIERS } from '../pg/applier.ts';
 import { makeReport, type Report } from '../pg/report.ts';
 import type { Context } from './context.ts';
 import { bytes, colours, duration, table, toJson, visible } from './print.ts';
@@ -48,6 +49,7 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
     String(region.id),
     state(region.state),
     region.version ?? '–',
+    region.tier ?? '–',
     region.agent === null ? '–' : region.agent ? 'running' : paint.yellow('none'),
     count(region.tables),
     count(region.conflicts),
@@ -63,6 +65,7 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
   const faults = regions
     .filter(({ error }) => error)
     .map(({ region, error }) => `${region}: ${visible(error!.message)} (${error!.code})`);
+  const lesser = [...new Set(regions.flatMap(({ tier }) => (tier && tier !== 'A' ? [tier] : [])))].sort();
   return [
     `cluster ${cluster}`,
     table(
@@ -71,6 +74,7 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
         { title: 'id', align: 'right' },
         { title: 'state' },
         { title: 'PostgreSQL' },
+        { title: 'tier' },
         { title: 'agent' },
         { title: 'tables', align: 'right' },
         { title: 'conflicts', align: 'right' },
@@ -91,6 +95,7 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       linkRows,
       colour,
     ),
+    ...lesser.map((tier) => `tier ${tier}: ${TIERS[tier]}`),
     ...faults,
   ].join('\n');
 }

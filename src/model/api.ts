@@ -10,6 +10,12 @@ export type AgentState = 'starting' | 'standby' | 'active' | 'stopping';
 /** `waiting`: between two attempts. `failed`: needs a person. */
 export type PeerState = 'connecting' | 'copying' | 'streaming' | 'waiting' | 'failed' | 'stopped';
 
+/**
+ * What an agent's role may do. `A`: applied rows carry a replication origin, nothing of the application's fires on apply.
+ * `B`: no origins. `C`: neither, so triggers and foreign keys fire on apply.
+ */
+export type Tier = 'A' | 'B' | 'C';
+
 /** Why a link last failed. */
 export interface LastError {
   /** A code of the table in `error.ts`. */
@@ -58,6 +64,8 @@ export interface AgentStatus {
   readonly since: string;
   /** Version text of the region's PostgreSQL, such as `18.4`; null while it is not reachable. */
   readonly database: { readonly version: string | null };
+  /** Null while nothing was applied yet. */
+  readonly tier: Tier | null;
   readonly peers: readonly PeerStatus[];
   /** Conflicts recorded in this region. */
   readonly conflicts: { readonly total: number };

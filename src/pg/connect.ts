@@ -2,6 +2,7 @@ import pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { parseExact } from '../model/json.ts';
 import type { Secret } from '../model/secret.ts';
+import { APPLY_SETTINGS, becomeApplier } from './applier.ts';
 
 /**
  * Settings every session of ours pins, so that no database, role or application default can change what a value means,
@@ -32,13 +33,13 @@ export interface ConnectOptions {
   readonly replication?: boolean;
   /** How long to wait for the connection, in ms. */
   readonly timeoutMs?: number;
-  /** Further settings. */
-  readonly settings?: readonly (readonly [name: string, value: string])[];
+  /** It writes rows as other regions wrote them: see {@link becomeApplier}. Every other session writes as an application does. */
+  readonly applies?: boolean;
 }
 
 /**
  * Connects and pins the session. The client has an `error` listener, so a lost connection never ends the process.
- * Throws `peer_unreachable` and its relatives with `where` set.
+ * Throws `peer_unreachable` and its relatives with `where` set, and what {@link becomeApplier} throws.
  */
 export async function connect(url: Secret, where: string, options: ConnectOptions): Promise<pg.Client> {
   const client = new pg.Client({
@@ -54,11 +55,12 @@ export async function connect(url: Secret, where: string, options: ConnectOption
   try {
     await client.connect();
     if (!options.replication) {
-      const settings = [...PINNED, ...(options.settings ?? [])];
+      const settings = [...PINNED, ...(options.applies ? APPLY_SETTINGS : [])];
       await client.query(
         `select ${settings.map((_, index) => `pg_catalog.set_config($${2 * index + 1}, $${2 * index + 2}, false)`).join(', ')}`,
         settings.flat(),
       );
+      if (options.applies) await becomeApplier(client, where);
     }
     return client;
   } catch (error) {

@@ -5,6 +5,7 @@ import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
 import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
 import { stampingSql, TRIGGERS, triggerFunctions } from './triggers.ts';
@@ -83,9 +84,11 @@ export async function planRegion(
     : { rows: [] };
   const byId = new Map(registered.map((row) => [row.table_id as string, row]));
 
+  const guard = await guardOf(client);
   for (const { table, rule } of tables) {
     const row = byId.get(tableId(table));
-    const stamp = stampHash(table, region.id);
+    const stamping = stampingSql(table, region.id, guard);
+    const stamp = stampHash(stamping);
     const whole =
       row?.rule === rule &&
       row.stamp === stamp &&
@@ -94,21 +97,20 @@ export async function planRegion(
       inPublication.has(tableLabel(table)) &&
       inPublication.has(`coregent.${tombstoneName(table)}`);
     if (whole) continue;
-    add(`stamp ${tableLabel(table)}`, tableSql(table, region.id, rule, stamp, inPublication));
+    add(`stamp ${tableLabel(table)}`, tableSql(table, rule, { stamping, stamp }, inPublication));
   }
   return actions;
 }
 
 /** Changes when what stamps the table must change. */
-function stampHash(table: Table, region: number): string {
-  return createHash('sha256').update(stampingSql(table, region).join('\0')).digest('hex').slice(0, 16);
+function stampHash(stamping: readonly string[]): string {
+  return createHash('sha256').update(stamping.join('\0')).digest('hex').slice(0, 16);
 }
 
 function tableSql(
   table: Table,
-  region: number,
   rule: string,
-  stamp: string,
+  { stamping, stamp }: { readonly stamping: readonly string[]; readonly stamp: string },
   inPublication: ReadonlySet<string>,
 ): string[] {
   const target = qualified(table.schema, table.name);
@@ -127,7 +129,7 @@ function tableSql(
     `lock table ${target} in access exclusive mode`,
     `create table if not exists ${tombs} (${key.join(', ')}, ${ident(VERSION)} int8 not null, ${ident(PARENT)} int8 not null, primary key (${table.key.map(ident).join(', ')}))`,
     `alter table ${target} add column if not exists ${ident(VERSION)} int8 not null default 0, add column if not exists ${ident(PARENT)} int8 not null default 0`,
-    ...stampingSql(table, region),
+    ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} add ${what}`),
     `insert into coregent.tables (table_id, schema_name, table_name, rule, stamp)

@@ -1,5 +1,7 @@
 import type { Config, RegionConfig } from '../config.ts';
+import type { Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
+import { findTier } from './applier.ts';
 import { readInstalled, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
 
@@ -10,6 +12,8 @@ export interface RegionReport {
   readonly state: 'ok' | 'not installed' | 'unreachable';
   /** PostgreSQL's version, such as `18.4`. */
   readonly version: string | null;
+  /** What the role of the region's url may do. */
+  readonly tier: Tier | null;
   /** Whether an agent of the region leads. */
   readonly agent: boolean | null;
   readonly tables: number | null;
@@ -58,7 +62,7 @@ async function reportRegion(
   config: Config,
   region: RegionConfig,
 ): Promise<{ report: RegionReport; links: LinkReport[] }> {
-  const unknown = { version: null, agent: null, tables: null, conflicts: null, parked: null };
+  const unknown = { version: null, tier: null, agent: null, tables: null, conflicts: null, parked: null };
   const links = (state: LinkReport['state']): LinkReport[] =>
     config.regions
       .filter((other) => other !== region)
@@ -122,6 +126,7 @@ async function reportRegion(
         id: region.id,
         state: 'ok',
         version: version[0].server_version,
+        tier: await findTier(client),
         ...counts[0],
         error: null,
       },

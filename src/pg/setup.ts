@@ -10,7 +10,7 @@ import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
 import { Store } from './store.ts';
-import { APPLY_SETTINGS, prepareTargets } from './target.ts';
+import { prepareTargets } from './target.ts';
 
 /** One region with an open connection. */
 export interface OpenRegion {
@@ -276,7 +276,7 @@ async function joinEdge(
   const { from, to } = edge;
   const apply = await connect(to.region.url, to.region.name, {
     purpose: `join from ${from.region.name}`,
-    settings: APPLY_SETTINGS,
+    applies: true,
   });
   const origin = `${edge.slot}_join`;
   try {

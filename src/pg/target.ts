@@ -15,21 +15,6 @@ export interface Target {
 /** Gets the current rows of the peer for keys whose update did not carry every value; rows in `record` form. */
 export type FetchRows = (target: Target, keys: Tuples) => Promise<Tuples>;
 
-/** Session settings of a connection that applies. */
-export const APPLY_SETTINGS = [
-  ['session_replication_role', 'replica'],
-  ['synchronous_commit', 'off'],
-  // Batches join a few thousand keys to tables of any size: always by index, whatever statistics say.
-  ['plan_cache_mode', 'force_generic_plan'],
-  ['enable_seqscan', 'off'],
-  ['enable_bitmapscan', 'off'],
-  ['enable_hashjoin', 'off'],
-  ['enable_mergejoin', 'off'],
-  ['enable_material', 'off'],
-  ['enable_memoize', 'off'],
-  ['jit', 'off'],
-] as const;
-
 /** Prepares a session for applying: row types and compiled statements of every table. */
 export async function prepareTargets(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
   const targets: Target[] = [];

@@ -36,8 +36,9 @@ function stamp(region: number, seen: string): string {
  * The statements that create a table's stamping: functions (replaced when they exist) and triggers.
  * They run as their owner, because an application may not write tombstones itself;
  * the plain update, the hot one, touches no table and runs as the caller.
+ * `guard`: a condition under which a row is stamped at all, where apply sessions fire triggers.
  */
-export function stampingSql(table: Table, region: number): string[] {
+export function stampingSql(table: Table, region: number, guard?: string): string[] {
   const id = tableId(table);
   const target = qualified(table.schema, table.name);
   const tombs = qualified('coregent', tombstoneName(table));
@@ -62,8 +63,11 @@ export function stampingSql(table: Table, region: number): string[] {
     `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
       definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
     } as ${dollar(`\n#variable_conflict use_column${body}`)}`;
-  const trigger = (kind: keyof typeof TRIGGERS, when: string): string =>
-    `create or replace trigger ${ident(TRIGGERS[kind])} ${when} execute function coregent.${ident(`${kind}_${id}`)}()`;
+  const trigger = (kind: keyof typeof TRIGGERS, event: string, ...conditions: string[]): string => {
+    const all = guard === undefined ? conditions : [guard, ...conditions];
+    const when = all.length > 0 ? ` when (${all.join(' and ')})` : '';
+    return `create or replace trigger ${ident(TRIGGERS[kind])} ${event} on ${target} for each row${when} execute function coregent.${ident(`${kind}_${id}`)}()`;
+  };
 
   return [
     define(
@@ -142,14 +146,11 @@ begin
 end`,
       true,
     ),
-    trigger('insert', `before insert on ${target} for each row`),
-    trigger(
-      'late',
-      `after insert or update on ${target} for each row when (${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS})`,
-    ),
-    trigger('update', `before update on ${target} for each row when (${unmoved})`),
-    trigger('rekey', `before update on ${target} for each row when (not (${unmoved}))`),
-    trigger('delete', `before delete on ${target} for each row`),
+    trigger('insert', 'before insert'),
+    trigger('late', 'after insert or update', `${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS}`),
+    trigger('update', 'before update', unmoved),
+    trigger('rekey', 'before update', `not (${unmoved})`),
+    trigger('delete', 'before delete'),
     // TRUNCATE travels as the deletes that it is.
     truncateTrigger(target, id),
   ];

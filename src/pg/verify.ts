@@ -8,7 +8,7 @@ import { connect } from './connect.ts';
 import { joinTable, keyIn } from './join.ts';
 import type { OpenRegion } from './setup.ts';
 import { Store } from './store.ts';
-import { APPLY_SETTINGS, prepareTargets } from './target.ts';
+import { prepareTargets } from './target.ts';
 
 /** What one region has under a key. */
 export interface Seen {
@@ -87,7 +87,7 @@ export async function verifyTable(config: Config, open: readonly OpenRegion[], t
 /** Joins the rows that differ from every region into every other. The rows' own rule decides, as it does for the stream. */
 export async function repair(open: readonly OpenRegion[], differences: readonly Difference[]): Promise<void> {
   for (const to of open) {
-    const apply = await connect(to.region.url, to.region.name, { purpose: 'repair', settings: APPLY_SETTINGS });
+    const apply = await connect(to.region.url, to.region.name, { purpose: 'repair', applies: true });
     try {
       const targets = await prepareTargets(apply, await readTables(apply, to.region.name));
       const store = new Store({

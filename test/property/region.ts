@@ -8,7 +8,7 @@ import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
 import { type Receipt, Store } from '../../src/pg/store.ts';
-import { APPLY_SETTINGS, type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
+import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 
 /** Installs a region as `coregent apply` does, over every table of the database, and without peers. */
@@ -42,7 +42,7 @@ export interface Applier extends AsyncDisposable {
 }
 
 export async function openApplier(url: string): Promise<Applier> {
-  const client = await connect(new Secret(url), 'here', { purpose: 'apply', settings: APPLY_SETTINGS });
+  const client = await connect(new Secret(url), 'here', { purpose: 'apply', applies: true });
   const prepared = await prepareTargets(client, await readTables(client, 'here'));
   const targets = new Map(prepared.map((target) => [tableLabel(target.staging.table), target]));
   return {

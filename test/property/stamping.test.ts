@@ -21,10 +21,8 @@ beforeAll(async () => {
   database = await makeDatabase(0);
   await database.query(SCHEMA);
   await installRegion(database.url, HERE);
-  client = await connect(new Secret(database.url), 'here', {
-    purpose: 'application',
-    settings: [['search_path', 'public']],
-  });
+  client = await connect(new Secret(database.url), 'here', { purpose: 'application' });
+  await client.query('set search_path = public');
 });
 
 afterAll(async () => {

@@ -34,6 +34,7 @@ const status: AgentStatus = {
   state: 'active',
   since: '2026-01-01T00:00:00.000Z',
   database: { version: '18.4' },
+  tier: 'A',
   peers: [peer('frankfurt', 40), peer('virginia', 900)],
   conflicts: { total: 0 },
   parked: 0,

@@ -9,13 +9,14 @@ import { type Config, parseConfig } from '../../src/config.ts';
 import { type Server, type Settings, startPostgres } from '../../src/demo/postgres.ts';
 import { type FaultProxy, startProxy } from '../../src/demo/proxy.ts';
 import { createLogger } from '../../src/log.ts';
-import type { PeerStatus } from '../../src/model/api.ts';
+import type { PeerStatus, Tier } from '../../src/model/api.ts';
 import { type AgentProcess, type LogLine, spawnAgent } from './agent.ts';
 import { type Printed, runCommand } from './command.ts';
 import { allConfirmed } from './confirmed.ts';
 import { type Database, makeDatabase } from './database.ts';
 import { PACKAGES } from './majors.ts';
 import { differences, type Named } from './rows.ts';
+import { dropTierRole, makeTierRole, type TierRole } from './tier.ts';
 import { until } from './until.ts';
 
 /** What `makeCluster` takes. */
@@ -32,8 +33,8 @@ export interface ClusterOptions {
   readonly settings?: Settings;
   /** PostgreSQL's major version of each own server, in turn. Default: those of the run. */
   readonly majors?: readonly number[];
-  /** Whom the command line and the agents log in as, if not as superuser. The test makes the role and its grants. */
-  readonly role?: { readonly name: string; readonly password: string };
+  /** Everything of Coregent's runs as a role with just the privileges of this tier. Default: as superuser. */
+  readonly tier?: Tier;
   /** Further keys of `coregent.yaml`. */
   readonly config?: Readonly<Record<string, unknown>>;
 }
@@ -61,6 +62,7 @@ export class Cluster implements AsyncDisposable {
   /** The regions' names, by id from 1 on. */
   readonly regions: readonly string[];
   readonly #options: ClusterOptions;
+  readonly #role: TierRole | undefined;
   readonly #servers: Server[] = [];
   readonly #databases: Database[] = [];
   readonly #pools: pg.Pool[] = [];
@@ -74,6 +76,7 @@ export class Cluster implements AsyncDisposable {
   /** Not for tests: `makeCluster` makes clusters. */
   constructor(options: ClusterOptions) {
     this.#options = options;
+    if (options.tier) this.#role = { name: `r${this.name}`, password: 'secret' };
     this.regions = NAMES.slice(0, options.regions ?? 3);
   }
 
@@ -98,6 +101,7 @@ export class Cluster implements AsyncDisposable {
       pool.on('error', () => {}); // The test may crash its server; the next query connects again.
       this.#pools[index] = pool;
       await pool.query(tables);
+      if (this.#role) await makeTierRole((text, values) => pool.query(text, values), this.#role, this.#options.tier!);
     });
     await Promise.allSettled(made);
     await Promise.all(made);
@@ -121,7 +125,7 @@ export class Cluster implements AsyncDisposable {
       const url = new URL(this.url(name));
       const proxy = agent === undefined ? undefined : this.#proxies.get(`${name} ${agent}`);
       if (proxy) url.port = String(proxy.port);
-      const { role } = this.#options;
+      const role = this.#role;
       if (role) Object.assign(url, { username: role.name, password: role.password });
       return [name, { id: index + 1, url: url.href }];
     });
@@ -328,7 +332,11 @@ export class Cluster implements AsyncDisposable {
     await all([...this.#proxies.values()].map((proxy) => proxy.close()));
     await all([...this.#clients, ...this.#pools].map((client) => client.end()));
     if (this.#servers.length > 0) await all(this.#servers.map((server) => server.remove()));
-    else await all(this.#databases.map((database) => database.drop()));
+    else {
+      await all(this.#databases.map((database) => database.drop()));
+      const role = this.#role;
+      if (role) await all(this.#databases.map(({ url }) => dropTierRole(url, role)));
+    }
     await rm(this.#folder, { recursive: true, force: true });
     if (failed.length > 0) throw new AggregateError(failed, `The cluster could not be cleaned up: ${failed[0]}`);
   }
