@@ -43,8 +43,8 @@ export interface PeerContext {
 const FLUSH_POLL_MS = 100;
 /** After so many looks the flush is forced: the writer of the local WAL sees no reason to hurry. */
 const FLUSH_PATIENCE = 10;
-/** With so many rows waiting behind a batch under way there is no hurry: larger reads cost both sides less. */
-const GATHER_ROWS = 100;
+/** While a peer sends without a pause, a batch is let grow to so many rows: a large one costs far less per row. */
+const GATHER_ROWS = 2_000;
 /** How often the peer's clock, slot and liveness are looked at, in ms. */
 const PROBE_MS = 5_000;
 const PROBE_TIMEOUT_MS = 15_000;
@@ -216,6 +216,7 @@ export class Peer {
       decoder,
       acks,
       resume: () => this.link.parts.walsender?.resume(),
+      more: () => this.link.parts.walsender?.bursting === true && decoder.rows < GATHER_ROWS,
       reachClock: (batch) => this.#reachClock(batch, clock, session.signal),
       apply: (batch) => this.#applyPatiently(store, batch, session.signal),
       applied: (batch, receipt, tookMs) => {
@@ -251,7 +252,7 @@ export class Peer {
           link.reaches(walEnd);
           if (!pipe.applying) confirm();
         },
-        behind: () => pipe.applying && decoder.rows >= GATHER_ROWS,
+        drained: () => pipe.decoded(),
         closed: (error) => ended.end(error),
       },
     });

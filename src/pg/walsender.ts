@@ -11,8 +11,8 @@ export interface WalReader {
   message(bytes: Buffer, start: number, end: number): boolean;
   /** The peer's WAL ends here, and all of it that concerns us has been sent before. */
   keepalive(walEnd: LSN): void;
-  /** Called after each chunk; true while the reader is busy and would rather have larger chunks later. */
-  behind(): boolean;
+  /** A burst is over: what was held back for a larger batch need not wait for more. */
+  drained(): void;
   /** The stream is over; never called twice. */
   closed(error: CoregentError): void;
 }
@@ -23,6 +23,8 @@ export interface Walsender {
   readonly receivedBytes: number;
   /** When the peer was last heard of, in ms of the process's monotonic clock. */
   readonly heardAtMs: number;
+  /** Whether the peer sends without a pause: more is on its way at once. */
+  readonly bursting: boolean;
   /** Goes on after `message` returned false, and reads at once what waits. */
   resume(): void;
   /** Reports positions; `flushed` lets the peer drop its WAL before it, so it must be durable here. */
@@ -33,8 +35,15 @@ export interface Walsender {
 const COPY_DATA = 0x64;
 const WAL_DATA = 0x77;
 const KEEPALIVE = 0x6b;
-/** A reader that is behind waits this long, so that the socket fills and the peer's writes are read in bulk. */
-const GATHER_MS = 1;
+/**
+ * A walsender writes every message by itself, and wakes a waiting reader each time: that costs both more than the message.
+ * So many bytes within so many ms are a burst; then the socket is left alone for a while after it was emptied, and fills.
+ */
+const BURST_BYTES = 32 * 1024;
+const BURST_MS = 5;
+const GATHER_MS = 4;
+/** A chunk of this size is what one read can hold, so the socket holds more. */
+const CHUNK_BYTES = 65_536;
 const EPOCH_2000_MS = 946_684_800_000;
 
 /**
@@ -54,12 +63,16 @@ export async function startWalsender(
   let heardAtMs = performance.now();
   let stopped = false;
   let gathering: NodeJS.Timeout | undefined;
+  let bursting = false;
+  let windowAtMs = 0;
+  let windowBytes = 0;
   let over = false;
   let started: { resolve: () => void; reject: (error: unknown) => void } | undefined;
 
   const end = (error: CoregentError): void => {
     if (over) return;
     over = true;
+    clearTimeout(gathering);
     socket.destroy();
     if (started) started.reject(error);
     else reader.closed(error);
@@ -97,22 +110,40 @@ export async function startWalsender(
     } catch (error) {
       end(error instanceof RangeError ? new CoregentError('peer_protocol', error.message) : classify(error));
     }
-    if (over) return;
-    if (stopped) {
-      socket.pause();
-    } else if (reader.behind()) {
-      socket.pause();
-      gathering ??= setTimeout(() => {
-        gathering = undefined;
-        if (!stopped && !over) socket.resume();
-      }, GATHER_MS);
-    }
+    if (stopped && !over) socket.pause();
+  };
+
+  const calm = (): void => {
+    gathering = undefined;
+    bursting = false;
+    reader.drained();
+  };
+  const readOn = (): void => {
+    windowAtMs = performance.now();
+    windowBytes = 0;
+    gathering = setTimeout(calm, 1);
+    if (!stopped && !over) socket.resume();
   };
 
   socket.on('data', (chunk: Buffer) => {
     receivedBytes += chunk.length;
     heardAtMs = performance.now();
+    if (!bursting && heardAtMs - windowAtMs > BURST_MS) {
+      windowAtMs = heardAtMs;
+      windowBytes = 0;
+    }
+    windowBytes += chunk.length;
+    clearTimeout(gathering);
+    gathering = undefined;
     guarded(() => frames.push(chunk, onMessage));
+    if (over || chunk.length >= CHUNK_BYTES) return;
+    if (windowBytes >= BURST_BYTES) {
+      bursting = true;
+      socket.pause();
+      gathering = setTimeout(readOn, GATHER_MS);
+    } else if (bursting) {
+      calm();
+    }
   });
   const lost = (error?: Error): void =>
     end(error ? classify(error) : new CoregentError('peer_unreachable', 'the connection to the peer ended'));
@@ -158,17 +189,14 @@ export async function startWalsender(
     get heardAtMs() {
       return heardAtMs;
     },
+    get bursting() {
+      return bursting;
+    },
     resume() {
-      if (over) return;
-      if (gathering !== undefined) {
-        clearTimeout(gathering);
-        gathering = undefined;
-        if (!stopped) socket.resume();
-      }
-      if (!stopped) return;
+      if (over || !stopped) return;
       stopped = false;
       guarded(() => frames.resume(onMessage));
-      if (!stopped && !over) socket.resume();
+      if (!stopped && !over && gathering === undefined) socket.resume();
     },
     confirm(writtenNow: LSN, flushedNow: LSN) {
       if (flushedNow > writtenNow) throw new CoregentError('internal_assert', 'confirmed is never past received');
@@ -178,6 +206,7 @@ export async function startWalsender(
     },
     close() {
       over = true;
+      clearTimeout(gathering);
       socket.destroy();
     },
   };

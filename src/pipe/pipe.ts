@@ -14,6 +14,8 @@ export interface PipeParts<R extends Applied> {
   readonly decoder: Decoder;
   /** Lets the peer send on, where a full batch had stopped it. */
   readonly resume: () => void;
+  /** Whether a batch that is ready grows at this very moment and is better taken a little later. */
+  readonly more: () => boolean;
   /** Resolves when this region's clock has passed every version of the batch. */
   readonly reachClock: (batch: Batch) => Promise<void>;
   /** stage, resolve and commit. */
@@ -25,6 +27,9 @@ export interface PipeParts<R extends Applied> {
   /** Cuts a wait short when the session ends. */
   readonly wait: <T>(work: Promise<T>) => Promise<T>;
 }
+
+/** A batch that still grows is taken so many ms after the last one at the latest. */
+const GROW_MS = 20;
 
 /** One peer's changes on their way from its WAL into this region: `decode → batch → stage → resolve → commit → acknowledge`. */
 export class Pipe<R extends Applied> {
@@ -50,9 +55,12 @@ export class Pipe<R extends Applied> {
 
   /** Runs until a part throws. While a batch commits, the next one fills: the slower the commit, the larger the batch. */
   async run(): Promise<never> {
-    const { decoder, resume, reachClock, apply, acks, applied, wait } = this.#parts;
+    const { decoder, resume, more, reachClock, apply, acks, applied, wait } = this.#parts;
     for (;;) {
-      while (!decoder.ready) await wait(this.#more());
+      const freeAtMs = performance.now();
+      while (!decoder.ready || (more() && !decoder.full && performance.now() - freeAtMs < GROW_MS)) {
+        await wait(this.#woken());
+      }
       const batch = decoder.take();
       this.#applying = true;
       decoder.resume();
@@ -66,7 +74,7 @@ export class Pipe<R extends Applied> {
     }
   }
 
-  #more(): Promise<void> {
+  #woken(): Promise<void> {
     return new Promise((resolve) => {
       this.#wake = resolve;
     });
