@@ -88,12 +88,14 @@ export class Peer {
         if (performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
         failures++;
         // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
-        if (error.code === 'apply_failed' && !this.#isolate) this.#isolate = true;
+        const isolates = error.code === 'apply_failed' && !this.#isolate;
+        if (isolates) this.#isolate = true;
+        const hopeless = error.retry === 'never' && !isolates;
         this.link.fail(error);
-        this.link.enter(error.retry === 'never' ? 'failed' : 'waiting');
+        this.link.enter(hopeless ? 'failed' : 'waiting');
         this.#context.metrics.applyErrors.inc({ origin: peer, reason: error.code });
-        const waitMs = backoffMs(error.retry === 'never' ? failures + 4 : failures);
-        log.event(error.retry === 'never' ? 'peer.failed' : 'peer.retry', {
+        const waitMs = backoffMs(isolates ? 1 : hopeless ? failures + 4 : failures);
+        log.event(hopeless ? 'peer.failed' : 'peer.retry', {
           peer,
           code: error.code,
           error: error.message,

@@ -65,6 +65,11 @@ export function versionOf(target: Target, group: Group, row: Buffer): bigint {
   return 0n;
 }
 
+/** The versions of live rows as text of an `int8[]`. */
+export function versionsOf(target: Target, group: Group, records: Tuples): string {
+  return `{${[...records.liveRows()].map((row) => versionOf(target, group, row)).join(',')}}`;
+}
+
 /** Whether a unique or an exclusion constraint stood in the way. */
 export function isUniqueViolation(error: unknown): boolean {
   const code = (error as { code?: string } | undefined)?.code;

@@ -15,6 +15,7 @@ import {
   keysOf,
   tuplesOf,
   versionOf,
+  versionsOf,
   wholeStep,
 } from './steps.ts';
 import type { FetchRows, Target } from './target.ts';
@@ -362,14 +363,15 @@ export class Store {
     if (full.live === 0) return;
     this.#note('inserted', target, () => keysOf(target.staging, full));
     const values = [arrayOf(target.rowTypeOid, full)];
+    const asked = group.unknown.length > 0 ? versionsOf(target, group, records) : null;
     const kind = group.kind === 'insert' ? 'insert_exists' : 'update_origin_differs';
     const settle: Step[] = [
       { text: compiled.insertAbsent, values },
-      { text: compiled.recordRows, values: [...values, kind] },
+      { text: compiled.recordRows, values: [...values, kind, asked] },
       { text: compiled.updateOlder([]), values },
       { text: compiled.unresolved, values },
     ];
-    const first = await this.#must([{ text: compiled.recordBuried, values }, ...settle]);
+    const first = await this.#must([{ text: compiled.recordBuried, values: [...values, asked] }, ...settle]);
     this.#count(first[0]!);
     this.#count(first[2]!);
     let left = Number(first[4]!.rows[0]![0]);
@@ -463,9 +465,10 @@ export class Store {
     }
     const records = tuplesOf(rows);
     const values = [arrayOf(target.rowTypeOid, records)];
+    const asked = `{${places.map(({ group, row }) => versionOf(target, group, row)).join(',')}}`;
     const [buried, recorded] = await this.#must([
-      { text: target.compiled.recordBuried, values },
-      { text: target.compiled.recordRows, values: [...values, 'update_origin_differs'] },
+      { text: target.compiled.recordBuried, values: [...values, asked] },
+      { text: target.compiled.recordRows, values: [...values, 'update_origin_differs', asked] },
       { text: target.compiled.vacate, values },
     ]);
     this.#count(buried!);

@@ -44,7 +44,11 @@ export interface Compiled {
   /** rows: updates rows that the writer had seen. Count: rows updated. One statement per set of unknown columns. */
   updateClean(unknown: readonly number[]): string;
   updateAll(unknown: readonly number[]): string;
-  /** rows, `$2` kind: records rows that met a tombstone, or another write, that their writer had not seen. */
+  /**
+   * rows; of recordRows `$2` kind; last the versions asked for, or null: records rows that met a tombstone, or another write, that
+   * their writer had not seen. A row newer than asked for, which stands in for an older write, is recorded as it arrives itself;
+   * until then only what it replaces is.
+   */
   readonly recordBuried: string;
   readonly recordRows: string;
   /** rows: inserts what is absent; updates what is older; counts what neither could do. */
@@ -127,6 +131,7 @@ export function compile(table: Table): Compiled {
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
   const told = 'returning kind, outcome, local_version = incoming_version';
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
+  const asked = (versions: string): string => `(${versions}::int8[] is null or ${v('s')} = any (${versions}::int8[]))`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
 
   // The clean statements, each with a twin that divides by zero, and so ends the transaction, unless it applied `$2` rows:
@@ -197,12 +202,14 @@ export function compile(table: Table): Compiled {
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('s')}
       from ${rows} join ${tombs} x on ${onKey('x', 's')}
-      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')} ${told}`,
+      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')}
+        and (${asked('$2')} or ${v('x')} < ${v('s')}) ${told}`,
     recordRows: `with met as materialized (
         select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming,
           ${json('t')} as _coregent_local_row, ${json('s')} as _coregent_incoming_row, ${outcome('s', 't')} as _coregent_outcome
         from ${rowsInOrder} join ${target} t on ${onKey('t', 's')}
-        where (${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}) for no key update of t)
+        where ((${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}))
+          and (${asked('$3')} or ${older('t', 's')}) for no key update of t)
       ${into} select ${label}, _coregent_key, $2, 'lww', _coregent_outcome, _coregent_local, _coregent_incoming,
         _coregent_local_row, _coregent_incoming_row from met ${told}`,
     insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
