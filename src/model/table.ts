@@ -15,18 +15,7 @@ export interface Column {
   readonly asText?: true;
   /** It is `json`, or made of it. */
   readonly holdsJson?: true;
-  /** Where its binary form holds type OIDs, which are each region's own; absent for nearly every type. */
-  readonly shape?: Shape;
 }
-
-/**
- * Where the binary form of a type holds OIDs of types that are not PostgreSQL's own, and which OIDs these are here.
- * An array holds its element's, a composite each field's; ranges hold none, but their bounds may.
- */
-export type Shape =
-  | { readonly kind: 'array'; readonly oid: number; readonly element: Shape | undefined }
-  | { readonly kind: 'composite'; readonly oids: readonly number[]; readonly fields: readonly (Shape | undefined)[] }
-  | { readonly kind: 'range' | 'multirange'; readonly bound: Shape };
 
 /** A replicated table as one region has it. */
 export interface Table {

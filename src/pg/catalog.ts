@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { type Column, PARENT, type Table, VERSION } from '../model/table.ts';
 import { ident } from '../quote.ts';
+import { findTypes } from './types.ts';
 
 /** A table as inspection finds it, replicated or not. */
 export interface FoundTable extends Table {
@@ -12,6 +13,10 @@ export interface FoundTable extends Table {
   /** Names of our triggers that are there and enabled. */
   readonly triggers: readonly string[];
   readonly estimatedRows: number;
+  /** What the types of some columns are made of, by column; equal in regions whose types fit each other. */
+  readonly definitions: ReadonlyMap<string, string>;
+  /** Columns whose values can't travel: why, and the cure. */
+  readonly typeFaults: readonly string[];
 }
 
 /** Types whose equal values always have equal bytes, so that the agent may compare keys by their bytes. */
@@ -61,11 +66,21 @@ interface FoundColumn extends Column {
 /** Every table of the database outside of system schemas and our own, by schema and name. */
 export async function findTables(client: pg.Client): Promise<FoundTable[]> {
   const { rows } = await client.query(FIND, [[...EXACT_TYPES]]);
+  const types = await findTypes(
+    client,
+    rows.flatMap((row) => (row.columns as FoundColumn[]).map(({ oid }) => oid)),
+  );
   return rows.map((row): FoundTable => {
     const found = row.columns as FoundColumn[];
-    const columns = found
-      .filter((column) => !column.generated && column.name !== VERSION && column.name !== PARENT)
-      .map(({ name, oid, type, identityAlways, collation }) => ({ name, oid, type, identityAlways, collation }));
+    const travelling = found.filter(({ name, generated }) => !generated && name !== VERSION && name !== PARENT);
+    const columns = travelling.map(({ name, oid, type, identityAlways, collation }): Column => {
+      const { asText, holdsJson } = types.get(oid)!;
+      return {
+        ...{ name, oid, type, identityAlways, collation },
+        ...(asText ? { asText } : {}),
+        ...(holdsJson ? { holdsJson } : {}),
+      };
+    });
     const key = row.key as { readonly name: string; readonly equals: string }[];
     return {
       oid: Number(row.oid),
@@ -80,6 +95,11 @@ export async function findTables(client: pg.Client): Promise<FoundTable[]> {
       stamped: found.some((column) => column.name === VERSION) && found.some((column) => column.name === PARENT),
       triggers: row.triggers,
       estimatedRows: row.estimated_rows,
+      definitions: new Map(travelling.map(({ name, oid }) => [name, types.get(oid)!.definition])),
+      typeFaults: travelling.flatMap(({ name, oid }) => {
+        const { fault } = types.get(oid)!;
+        return fault ? [`the column ${name} ${fault}`] : [];
+      }),
     };
   });
 }

@@ -1,8 +1,8 @@
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
-import { ident } from '../quote.ts';
 import { recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import { readTables } from './catalog.ts';
+import { outOf } from './join.ts';
 import { runScript } from './script.ts';
 import { type FetchRows, prepareTargets, type Target } from './target.ts';
 
@@ -23,7 +23,7 @@ export function makeFetch(connection: () => pg.Client | undefined, where: string
     }
     const theirs = prepared.targets.get(target.compiled.tombstoneType);
     if (!theirs) throw new CoregentError('schema_differs', 'the peer does not replicate this table', { where });
-    const columns = target.compiled.rowColumns.map((name) => `t.${ident(name)}`).join(', ');
+    const columns = target.compiled.rowColumns.map((name) => outOf(theirs.staging.table, name)).join(', ');
     const { results, error } = await runScript(client, [
       {
         text: theirs.compiled.fetch(columns),
@@ -34,7 +34,6 @@ export function makeFetch(connection: () => pg.Client | undefined, where: string
     const tuples = new Tuples();
     for (const [encoded] of results[0]!.rows) {
       const record = Buffer.from(encoded!, 'base64');
-      useTypesOf(target, record);
       const to = tuples.reserve(record.length + 4);
       const at = to.writeInt32BE(record.length, tuples.length);
       record.copy(to, at);
@@ -42,13 +41,4 @@ export function makeFetch(connection: () => pg.Client | undefined, where: string
     }
     return tuples;
   };
-}
-
-/** Type OIDs are each region's own: writes this region's over the peer's. */
-function useTypesOf(target: Target, record: Buffer): void {
-  let at = 4;
-  for (const oid of target.staging.rowOids) {
-    record.writeUInt32BE(oid, at);
-    at += 8 + Math.max(0, record.readInt32BE(at + 4));
-  }
 }

@@ -2,7 +2,7 @@ import type pg from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
 import { CoregentError, classify } from '../model/error.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
-import { Batch, type Route } from '../pipe/batch.ts';
+import { Batch, type Route, textsOf } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
@@ -44,7 +44,7 @@ export async function joinTable(
     let batch = new Batch();
     for await (const tuple of copyOut(
       peer,
-      `copy (select ${columns.map(ident).join(', ')} from ${from} t${some ?? ''}) to stdout (format binary)`,
+      `copy (select ${columns.map((name) => outOf(table, name)).join(', ')} from ${from} t${some ?? ''}) to stdout (format binary)`,
     )) {
       batch.add(route, tuple.bytes, tuple.at, false);
       if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
@@ -59,6 +59,12 @@ export async function joinTable(
     onRows(batch.rows);
   }
   return { rows, conflicts };
+}
+
+/** A column as it is read from a peer: without a binary form, as text. */
+export function outOf(table: Table, column: string): string {
+  const { asText } = table.columns.find(({ name }) => name === column) ?? {};
+  return `t.${ident(column)}${asText ? '::text' : ''}`;
 }
 
 /** Applies; a batch with a row at fault goes once more, each row by itself, so that only that one is parked. */
@@ -92,6 +98,7 @@ function straightRoute({ staging }: Target, tombstone: boolean, columns: readonl
     columns: columns.length,
     version: columns.indexOf(VERSION),
     parent: columns.indexOf(PARENT),
+    texts: textsOf(staging.table, (name) => columns.indexOf(name)),
   };
 }
 

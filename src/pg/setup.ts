@@ -102,7 +102,7 @@ function unfit(table: FoundTable): string | undefined {
   if (table.kind === 'partitioned') return 'is partitioned, which this version does not replicate yet';
   if (table.unlogged) return 'is unlogged, so its changes are not in the WAL: alter table … set logged';
   if (table.key.length === 0) return 'has no usable primary key: alter table … add primary key (…), not deferrable';
-  return undefined;
+  return table.typeFaults.length > 0 ? table.typeFaults.join('; ') : undefined;
 }
 
 function difference(a: FoundTable, b: FoundTable): string | undefined {
@@ -113,6 +113,10 @@ function difference(a: FoundTable, b: FoundTable): string | undefined {
   for (const column of a.columns) {
     const other = b.columns.find((each) => each.name === column.name)!;
     if (other.type !== column.type) return `has the column ${column.name} as ${other.type}, not ${column.type}`;
+    const [is, shouldBe] = [b.definitions.get(column.name), a.definitions.get(column.name)];
+    if (is !== shouldBe) return `has the column ${column.name} of another type by that name: ${is}, not ${shouldBe}`;
+    if (other.asText !== column.asText)
+      return `has the column ${column.name} of another version of ${column.type}: alter extension … update`;
   }
   if (a.key.join() !== b.key.join()) return `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`;
   return undefined;

@@ -76,8 +76,8 @@ export function isUniqueViolation(error: unknown): boolean {
   return code === '23505' || code === '23P01';
 }
 
-/** SQLSTATE classes that say something of a row, not of the moment. */
-const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX001|54)/;
+/** SQLSTATE classes that say something of a row, not of the moment; XX000 is a value that the server itself cannot read back. */
+const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX000|XX001|54)/;
 
 /** A statement's error as what the agent should do about it. */
 export function applyError(error: Error): CoregentError {

@@ -48,6 +48,14 @@ export interface Route {
   /** Positions in the peer's tuple of version and parent. */
   readonly version: number;
   readonly parent: number;
+  /** Positions in the peer's tuple of columns that come as text; undefined where there are none. */
+  readonly texts: readonly number[] | undefined;
+}
+
+/** Where the columns without a binary form are, `at` finding a column (negative: not there). */
+export function textsOf(table: Table, at: (name: string) => number): readonly number[] | undefined {
+  const texts = table.columns.flatMap(({ name, asText }) => (asText && at(name) >= 0 ? [at(name)] : []));
+  return texts.length > 0 ? texts : undefined;
 }
 
 /** Rows of one kind that one statement can apply. */

@@ -2,6 +2,7 @@ import { CoregentError } from '../model/error.ts';
 import { type LSN, LSN_ZERO, lsnOf } from '../model/lsn.ts';
 import {
   emptyLocated,
+  type Located,
   locate,
   MESSAGE,
   parseRelation,
@@ -11,7 +12,7 @@ import {
   TUPLE,
   violation,
 } from '../wire/pgoutput.ts';
-import { Batch, type Route } from './batch.ts';
+import { Batch, type Route, textsOf } from './batch.ts';
 import { Spool } from './spool.ts';
 
 /** What the decoder needs to know of the peer. */
@@ -256,6 +257,7 @@ export class Decoder {
       this.#foreign++;
       return;
     }
+    if (located.texts > 0 || route.texts !== undefined) checkTexts(route, located);
     for (const column of route.key) if (located.length[column]! < 0) throw violation('a row without its key');
     this.#batch.add(route, bytes, located, isUpdate && !(keyChanged && located.unchanged === 0));
     this.#openRows++;
@@ -295,6 +297,16 @@ export class Decoder {
   }
 }
 
+/** What comes as text is what is staged as text: the peer's version of a type may have no binary form where ours has one. */
+function checkTexts({ texts = [] }: Route, at: Located): void {
+  const expected = texts.filter((column) => at.length[column]! >= 0).length;
+  if (at.texts === expected) return;
+  throw new CoregentError(
+    'schema_differs',
+    'the peer sent a column as text that is binary here, or the other way round',
+  );
+}
+
 /** Maps a peer's relation onto a table here. Throws `schema_differs` when a column is missing on one side. */
 export function makeRoute(
   relation: Relation,
@@ -323,5 +335,6 @@ export function makeRoute(
     columns: relation.columns.length,
     version: at(names.version),
     parent: at(names.parent),
+    texts: textsOf(staging.table, (name) => position.get(name) ?? -1),
   };
 }

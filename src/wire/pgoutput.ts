@@ -40,6 +40,7 @@ export const NULL_LENGTH = -1;
 export const UNCHANGED_LENGTH = -2;
 
 const BINARY = 0x62;
+const TEXT = 0x74;
 const NULL = 0x6e;
 const UNCHANGED = 0x75;
 const MAX_COLUMNS = 1664;
@@ -49,27 +50,31 @@ export interface Located {
   count: number;
   /** Columns whose value the update did not send. */
   unchanged: number;
+  /** Columns in text form: of types without a binary one. */
+  texts: number;
   readonly start: Int32Array;
   readonly length: Int32Array;
 }
 
 /** An empty scratch for {@link locate}. */
 export function emptyLocated(): Located {
-  return { count: 0, unchanged: 0, start: new Int32Array(MAX_COLUMNS), length: new Int32Array(MAX_COLUMNS) };
+  return { count: 0, unchanged: 0, texts: 0, start: new Int32Array(MAX_COLUMNS), length: new Int32Array(MAX_COLUMNS) };
 }
 
 /**
  * Finds the columns of the tuple at `at`; returns the offset behind it.
- * Throws `peer_protocol` for a tuple that does not fit its message, or for a column in text form.
+ * Throws `peer_protocol` for a tuple that does not fit its message.
  */
 export function locate(bytes: Buffer, at: number, end: number, into: Located): number {
   const count = bytes.readInt16BE(at);
   if (count < 0 || count > MAX_COLUMNS) throw violation(`a tuple of ${count} columns`);
   let pos = at + 2;
   let unchanged = 0;
+  let texts = 0;
   for (let column = 0; column < count; column++) {
     const kind = bytes[pos++];
-    if (kind === BINARY) {
+    if (kind === BINARY || kind === TEXT) {
+      if (kind === TEXT) texts++;
       const length = bytes.readInt32BE(pos);
       pos += 4;
       if (length < 0 || pos + length > end)
@@ -89,6 +94,7 @@ export function locate(bytes: Buffer, at: number, end: number, into: Located): n
   if (pos > end) throw violation('a tuple that ends behind its message');
   into.count = count;
   into.unchanged = unchanged;
+  into.texts = texts;
   return pos;
 }
 
