@@ -53,6 +53,14 @@ export function tombstoneName(table: { readonly schema: string; readonly name: s
   return `tomb_${tableId(table)}`;
 }
 
+/**
+ * The sequence in schema `coregent` that has a value once the table had a tombstone.
+ * Whoever inserts asks it first: reading a sequence costs a tenth of looking into a table, and is never a snapshot late.
+ */
+export function deletesName(table: { readonly schema: string; readonly name: string }): string {
+  return `deletes_${tableId(table)}`;
+}
+
 /** How people write a table's name: `public.orders`. Not quoted, never part of SQL. */
 export function tableLabel(table: { readonly schema: string; readonly name: string }): string {
   return `${table.schema}.${table.name}`;

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { deletesName, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
@@ -128,6 +128,7 @@ function tableSql(
     // Writers wait here, so that no write is between "not stamped" and "published".
     `lock table ${target} in access exclusive mode`,
     `create table if not exists ${tombs} (${key.join(', ')}, ${ident(VERSION)} int8 not null, ${ident(PARENT)} int8 not null, primary key (${table.key.map(ident).join(', ')}))`,
+    `create sequence if not exists ${qualified('coregent', deletesName(table))}`,
     `alter table ${target} add column if not exists ${ident(VERSION)} int8 not null default 0, add column if not exists ${ident(PARENT)} int8 not null default 0`,
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),

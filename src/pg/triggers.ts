@@ -1,4 +1,4 @@
-import { PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
+import { deletesName, PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 
@@ -22,9 +22,6 @@ export function triggerFunctions(table: { readonly schema: string; readonly name
 
 const NOW =
   "(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000000)::pg_catalog.int8";
-
-/** A write that is stored within so many microseconds of its stamp waited for nothing. */
-const PROMPT_MICROS = 1000;
 
 /** The next version above what a key has seen; `operator(pg_catalog.…)` so that no search_path can bend it. */
 function stamp(region: number, seen: string): string {
@@ -51,10 +48,16 @@ export function stampingSql(table: Table, region: number, guard?: string): strin
   const rekeyed = table.exactKey ? '' : key.map((name) => `${name} = excluded.${name}, `).join('');
   const buriedNew = `(select x.${version} from ${tombs} x where ${sameKey(table, 'x', 'new')})`;
   // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
-  const lookUp = `if pg_catalog.pg_relation_size(${literal(tombs)}::pg_catalog.regclass) > 0 then
+  const deletes = `${literal(qualified('coregent', deletesName(table)))}::pg_catalog.regclass`;
+  const anyDeletes = `pg_catalog.pg_sequence_last_value(${deletes}) is not null`;
+  const lookUp = `if ${anyDeletes} then
     buried := ${buriedNew};
   end if;`;
+  const noteDeletes = `if not (${anyDeletes}) then
+    perform pg_catalog.nextval(${deletes});
+  end if;`;
   const bury = (row: string, stamped: string): string => `
+  ${noteDeletes}
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   values (${keyOf(row)}, ${stamped}, ${row}.${version})
   on conflict (${key.join(', ')}) do update
@@ -84,13 +87,16 @@ end`,
       true,
     ),
     // A write that had to wait for the delete of its new key was stamped before it could see that delete.
+    // No condition in WHEN: PostgreSQL parses it anew for every statement, which costs more than the function.
     define(
       'late',
       `
 begin
-  if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} >= new.${version}) then
-    raise exception 'the key was deleted while this write waited for it'
-      using errcode = '40001', hint = 'Run the transaction again.';
+  if ${anyDeletes} then
+    if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} >= new.${version}) then
+      raise exception 'the key was deleted while this write waited for it'
+        using errcode = '40001', hint = 'Run the transaction again.';
+    end if;
   end if;
   return null;
 end`,
@@ -138,6 +144,7 @@ begin
     raise exception 'a replicated table cannot be truncated with an old snapshot'
       using errcode = '0A000', hint = 'Truncate in a READ COMMITTED transaction, or use DELETE.';
   end if;
+  ${noteDeletes}
   insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from ${target} t
   on conflict (${key.join(', ')}) do update
@@ -147,7 +154,7 @@ end`,
       true,
     ),
     trigger('insert', 'before insert'),
-    trigger('late', 'after insert or update', `${NOW} - (new.${version} >> 7) not between 0 and ${PROMPT_MICROS}`),
+    trigger('late', `after insert or update of ${key.join(', ')}`),
     trigger('update', 'before update', unmoved),
     trigger('rekey', 'before update', `not (${unmoved})`),
     trigger('delete', 'before delete'),

@@ -1,4 +1,4 @@
-import { FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { deletesName, FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from './key.ts';
 import { imageJson, sources } from './staged.ts';
@@ -144,8 +144,10 @@ export function compile(table: Table): Compiled {
     unknown: readonly number[],
   ): string => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
+  const noted = `${literal(qualified('coregent', deletesName(table)))}::regclass`;
+  const noteDeletes = `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`;
   const buried = `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
-      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s
+      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s where (select ${noteDeletes})
       on conflict (${list(table.key)}) do update set ${tombstoneColumns
         .filter((name) => !(keyExact && table.key.includes(name)))
         .map((name) => `${ident(name)} = excluded.${ident(name)}`)

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import type pg from 'pg';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Secret } from '../../src/model/secret.ts';
-import { tombstoneName } from '../../src/model/table.ts';
+import { deletesName, tombstoneName } from '../../src/model/table.ts';
 import { makeVersion, microsOf, nextVersion, regionOf, type Version } from '../../src/model/version.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
@@ -30,6 +30,7 @@ afterAll(async () => {
   await database.drop();
 });
 
+const deletes = (table: string): string => `coregent.${deletesName({ schema: 'public', name: table })}`;
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
 
 /** What another region may have left here before: rows and tombstones of any age, of the future too. */
@@ -118,7 +119,9 @@ async function prepare(leftovers: readonly { table: string; id: number; kind: st
       ...TABLES.flatMap((table) => [`delete from ${table}`, `delete from ${tombs(table)}`]),
       ...[...rows.values()].flatMap(({ table, id, kind, version }) => {
         const buried = kind === 'tombstone' || kind === 'both';
-        const burying = buried ? [`insert into ${tombs(table)} values (${id}, ${version}, 0)`] : [];
+        const burying = buried
+          ? [`select nextval('${deletes(table)}')`, `insert into ${tombs(table)} values (${id}, ${version}, 0)`]
+          : [];
         if (kind === 'tombstone') return burying;
         const stamp = kind === 'before' ? 0n : buried ? version + 128n : version;
         return [
