@@ -44,8 +44,17 @@ export function commandLine(args: readonly string[]): [program: string, args: st
   return [process.execPath, [MAIN, ...args]];
 }
 
-/** Starts `coregent start` for one region. It need not be ready yet: see `streaming`. */
-export function spawnAgent(configFile: string, region: string): AgentProcess {
+/** Where an agent can be killed, between two things that it does; `:n` for the n-th time. See `fault.mjs`. */
+export type FaultPoint = 'decoded' | 'part' | 'resolved' | 'sent' | 'committed' | 'acknowledging' | 'acknowledged';
+
+const FAULTS = new URL('./fault.mjs', import.meta.url).href;
+
+/** Starts `coregent start` for one region. It need not be ready yet: see `streaming`. With a fault it kills itself there. */
+export function spawnAgent(
+  configFile: string,
+  region: string,
+  fault?: FaultPoint | `${FaultPoint}:${number}`,
+): AgentProcess {
   const [program, args] = commandLine([
     'start',
     '--region',
@@ -56,7 +65,10 @@ export function spawnAgent(configFile: string, region: string): AgentProcess {
     '0',
     '--verbose',
   ]);
-  const child = spawn(program, ['--import', LEASH, ...args], { stdio: ['pipe', 'ignore', 'pipe'] });
+  const child = spawn(program, ['--import', LEASH, ...(fault ? ['--import', FAULTS] : []), ...args], {
+    env: { ...process.env, ...(fault && { COREGENT_FAULT: fault }) },
+    stdio: ['pipe', 'ignore', 'pipe'],
+  });
   child.stdin.on('error', () => {});
   const log: LogLine[] = [];
   readLines(child, (line) => log.push(line));

@@ -249,8 +249,8 @@ export class Cluster implements AsyncDisposable {
   }
 
   /** Starts a region's agent in a process of its own and does not wait; see `AgentProcess.streaming`. */
-  spawnAgent(region: string): AgentProcess {
-    const agent = spawnAgent(this.agentFile(region), region);
+  spawnAgent(region: string, fault?: Parameters<typeof spawnAgent>[2]): AgentProcess {
+    const agent = spawnAgent(this.agentFile(region), region, fault);
     this.#processes.add(agent);
     void agent.ended.then(() => this.#processes.delete(agent));
     return agent;

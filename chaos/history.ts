@@ -1,0 +1,81 @@
+/** `ok`: acknowledged. `unknown`: the connection was lost inside of the commit. */
+export type Verdict = 'ok' | 'unknown';
+
+/** What one transaction made of one row, read inside of the transaction, under the row's lock. */
+export interface Write {
+  readonly table: string;
+  readonly key: string;
+  readonly region: string;
+  readonly version: bigint;
+  /** Versions that the writer replaced knowingly. */
+  readonly saw: readonly bigint[];
+  /** Digest of the whole row; null: a delete. */
+  readonly image: string | null;
+  /** Of an increment: the value before and after. */
+  readonly step?: { readonly from: number; readonly to: number };
+  /** Whether it left a long value of the row alone. */
+  readonly left: boolean;
+  verdict: Verdict;
+}
+
+/** Rows that were inserted in one transaction and leave in one. */
+export interface Group {
+  readonly members: number;
+  inserted: Verdict | 'no';
+  deleted: 'no' | Verdict;
+}
+
+/** Ids that one transaction inserted: from `first` on, `count` of them. */
+export interface IdRange {
+  readonly first: number;
+  readonly count: number;
+  readonly via: string;
+  verdict: Verdict | 'no';
+}
+
+/** What the writers did, as they saw it. */
+export class History {
+  /** By table and key; see {@link nameOf}. */
+  readonly writes = new Map<string, Write[]>();
+  /** By table (`entries`, `bulk`, `parents`) and name. */
+  readonly groups = {
+    entries: new Map<string, Group>(),
+    bulk: new Map<string, Group>(),
+    parents: new Map<string, Group>(),
+  };
+  /** Increments of counters that one region owns. */
+  readonly counters = new Map<number, { ok: number; unknown: number }>();
+  readonly ids: IdRange[] = [];
+  /** Moments of acknowledgements by region, in ms of the process's clock. */
+  readonly acknowledged = new Map<string, number[]>();
+  /** Times that each kind of transaction was acknowledged. */
+  readonly kinds = new Map<string, number>();
+  unknown = 0;
+  /** Transactions that ended with an error that may be: a deadlock, a duplicate key of the region's own. */
+  readonly refused = new Map<string, number>();
+  /** Answers that no writer should ever get. */
+  readonly faults: string[] = [];
+
+  record(write: Write): void {
+    const name = nameOf(write.table, write.key);
+    const list = this.writes.get(name);
+    if (list) list.push(write);
+    else this.writes.set(name, [write]);
+  }
+
+  answered(region: string, kind: string): void {
+    const list = this.acknowledged.get(region);
+    if (list) list.push(performance.now());
+    else this.acknowledged.set(region, [performance.now()]);
+    this.kinds.set(kind, (this.kinds.get(kind) ?? 0) + 1);
+  }
+
+  get transactions(): number {
+    return [...this.acknowledged.values()].reduce((sum, { length }) => sum + length, 0);
+  }
+}
+
+/** A row's name among all tables. */
+export function nameOf(table: string, key: string): string {
+  return `${table} ${key}`;
+}

@@ -1,0 +1,75 @@
+import { seeded } from '../../test/world/random.ts';
+import type { History } from '../history.ts';
+import type { Options } from '../options.ts';
+import { HITS, imageSql } from '../tables.ts';
+import type { World } from '../world.ts';
+import { GROUPS } from './groups.ts';
+import { COUNTERS, counterId, NUMBERS, PAIRS } from './numbers.ts';
+import { CHANGING, PARTITIONED, REGISTERS } from './registers.ts';
+import { TYPES } from './wide.ts';
+import { type Shared, Writer } from './writer.ts';
+
+/** A running load. */
+export interface Load {
+  readonly history: History;
+  /** Lets every transaction end. */
+  stop(): Promise<void>;
+}
+
+/** Rows that must be there before anybody writes: each region brings its own, and waits for nobody. */
+export async function seedRows(world: World, history: History): Promise<void> {
+  for (const [index, region] of world.regions.entries()) {
+    for (let counter = 0; counter < COUNTERS; counter++) {
+      await region.query('insert into counters values ($1, 0)', [counterId(index, counter)]);
+      history.counters.set(counterId(index, counter), { ok: 0, unknown: 0 });
+    }
+    await region.query(
+      `insert into pairs select $1::int * 100 + s, p, 'begin' from generate_series(1, $2::int) s, generate_series(1, $3::int) p`,
+      [index, PAIRS.sets, PAIRS.parts],
+    );
+  }
+  const [first] = world.regions;
+  const { rows } = await first!.query(
+    `insert into hits as t select n, 0, 'begin' from generate_series(1, 12) n
+      returning t.id::text as key, t._coregent_version as version, ${imageSql(HITS, 't')} as image`,
+  );
+  for (const { key, version, image } of rows) {
+    const write = { table: HITS.name, key, region: first!.name, version: BigInt(version), saw: [], image };
+    history.record({ ...write, left: false, verdict: 'ok' });
+  }
+}
+
+/** Starts writers in every region. */
+export function startLoad(world: World, options: Options, history: History): Load {
+  const random = seeded(options.seed);
+  const stopping = new AbortController();
+  const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES];
+  if (options.extras.includes('partitions')) kinds.push(PARTITIONED);
+  if (options.extras.includes('schema')) kinds.push(CHANGING);
+  const running = world.regions.flatMap((region, index) => {
+    const shared: Shared = { alive: { entries: [], bulk: [], parents: [] }, nextGroup: 0, nextId: 0 };
+    return Array.from({ length: options.writers }, (_, number) => {
+      const writer = new Writer(
+        region.url,
+        {
+          random: seeded(random() * 2 ** 32),
+          history,
+          region: region.name,
+          index,
+          writer: index * 100 + number,
+          major: region.major,
+          shared,
+        },
+        kinds,
+      );
+      return writer.run(stopping.signal, options.pauseMs);
+    });
+  });
+  return {
+    history,
+    stop: async () => {
+      stopping.abort();
+      await Promise.all(running);
+    },
+  };
+}

@@ -1,0 +1,122 @@
+import type { Extra } from './options.ts';
+
+/**
+ * A table whose rows are registers: any region writes any row, the greatest version wins, and each write is recorded with the image of
+ * the row as its writer left it.
+ */
+export interface RegisterTable {
+  readonly name: string;
+  readonly key: readonly string[];
+  /** The application's columns; all of them count in the image. */
+  readonly columns: readonly string[];
+}
+
+export const CONTESTED: RegisterTable = { name: 'contested', key: ['id'], columns: ['id', 'value'] };
+export const HITS: RegisterTable = { name: 'hits', key: ['id'], columns: ['id', 'n', 'writer'] };
+export const DOCUMENTS: RegisterTable = {
+  name: 'documents',
+  key: ['id'],
+  columns: ['id', 'title', 'edits', 'body', 'notes'],
+};
+export const SCRATCH: RegisterTable = { name: 'scratch', key: ['id'], columns: ['id', 'value'] };
+export const ACCOUNTS: RegisterTable = { name: 'accounts', key: ['id'], columns: ['id', 'email', 'note'] };
+export const EVENTS: RegisterTable = { name: 'events', key: ['day', 'id'], columns: ['day', 'id', 'value'] };
+export const EVOLVING: RegisterTable = { name: 'evolving', key: ['id'], columns: ['id', 'value'] };
+export const WIDE: RegisterTable = {
+  name: 'wide',
+  key: ['code', 'part'],
+  columns: [
+    'code',
+    'part',
+    'small',
+    'big',
+    'num',
+    'single',
+    'dbl',
+    'flag',
+    'txt',
+    'vc',
+    'ch',
+    'bin',
+    'moment',
+    'plain',
+    'day',
+    'clock',
+    'span',
+    'uid',
+    'net',
+    'js',
+    'doc',
+    'nums',
+    'texts',
+    'matrix',
+    'mood',
+    'moods',
+    'range',
+    'ranges',
+    'bits',
+    'spot',
+    'made',
+  ],
+};
+
+/** The tables of a run. */
+export interface Tables {
+  readonly sql: string;
+  readonly registers: readonly RegisterTable[];
+}
+
+const BASE = `
+  -- Rows that come and go together: every snapshot shows all of a group, or none.
+  create table entries (id bigint primary key, grp text not null, members int not null, note text not null);
+  create table bulk (id bigint primary key, grp text not null, members int not null, note text not null);
+  -- Rows of a region that it rewrites together.
+  create table pairs (set_id int, part int, tag text not null, primary key (set_id, part));
+  -- Rows of one region, incremented there.
+  create table counters (id int primary key, n bigint not null);
+  create table ids (id bigint primary key, via text not null);
+  create table parents (id int primary key, children int not null);
+  create table children (id bigint primary key, parent_id int not null references parents on delete cascade, note text);
+  create index on children (parent_id);
+  create table contested (id int primary key, value text not null);
+  create table hits (id int primary key, n bigint not null, writer text not null);
+  create table documents (id int primary key, title text not null, edits int not null, body text, notes text);
+  alter table documents alter body set storage external, alter notes set storage extended;
+  create table scratch (id int primary key, value text not null);
+  -- Two regions may take one e-mail under two keys.
+  create table accounts (id int primary key, email text not null unique, note text);
+  create type mood as enum ('low', 'so so', 'high');
+  create table wide (
+    code text not null, part int not null, small smallint, big bigint, num numeric, single real, dbl double precision, flag boolean,
+    txt text, vc varchar(40), ch char(6), bin bytea, moment timestamptz, plain timestamp, day date, clock time, span interval, uid uuid,
+    net inet, js jsonb, doc json, nums int[], texts text[], matrix int[][], mood mood, moods mood[], range int4range,
+    ranges int4multirange, bits bit(8), spot point, made int generated always as (part * 2) stored,
+    primary key (code, part));`;
+
+const EXTRA: Readonly<Record<Extra, string>> = {
+  partitions: `
+  create table events (day int not null, id int not null, value text not null, primary key (day, id)) partition by range (day);
+  create table events_1 partition of events for values from (0) to (5);
+  create table events_2 partition of events for values from (5) to (10);`,
+  schema: 'create table evolving (id int primary key, value text not null);',
+  slots: '',
+};
+
+/** The tables of a run with these extras. */
+export function tablesWith(extras: readonly Extra[]): Tables {
+  const registers = [CONTESTED, HITS, DOCUMENTS, SCRATCH, ACCOUNTS, WIDE];
+  if (extras.includes('partitions')) registers.push(EVENTS);
+  if (extras.includes('schema')) registers.push(EVOLVING);
+  return { sql: [BASE, ...extras.map((extra) => EXTRA[extra])].join('\n'), registers };
+}
+
+/** The key of a row of alias `t` as text, as histories name it. */
+export function keySql({ key }: RegisterTable, t: string): string {
+  return key.length === 1 ? `${t}.${key[0]}::text` : `row(${key.map((name) => `${t}.${name}`).join(', ')})::text`;
+}
+
+/** A digest of the whole row of alias `t`, version and parent included. */
+export function imageSql({ columns }: RegisterTable, t: string): string {
+  const all = [...columns, '_coregent_version', '_coregent_parent'].map((name) => `${t}.${name}`);
+  return `md5(row(${all.join(', ')})::text)`;
+}
