@@ -66,9 +66,8 @@ export function stampingSql(table: Table, region: number, guard?: string): strin
     `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
       definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
     } as ${dollar(`\n#variable_conflict use_column${body}`)}`;
-  const trigger = (kind: keyof typeof TRIGGERS, event: string, ...conditions: string[]): string => {
-    const all = guard === undefined ? conditions : [guard, ...conditions];
-    const when = all.length > 0 ? ` when (${all.join(' and ')})` : '';
+  const trigger = (kind: keyof typeof TRIGGERS, event: string): string => {
+    const when = guard === undefined ? '' : ` when (${guard})`;
     return `create or replace trigger ${ident(TRIGGERS[kind])} ${event} on ${target} for each row${when} execute function coregent.${ident(`${kind}_${id}`)}()`;
   };
 
@@ -106,6 +105,13 @@ end`,
       'update',
       `
 begin
+  if not (${unmoved}) then
+    if new.${version} operator(pg_catalog.=) old.${version} then
+      raise exception 'a trigger changed the key of a replicated row'
+        using errcode = '0A000', hint = 'Change the key in the SET of the UPDATE itself.';
+    end if;
+    return new;
+  end if;
   new.${parent} := old.${version};
   new.${version} := ${stamp(region, `old.${version}`)};
   return new;
@@ -119,6 +125,9 @@ declare
   buried pg_catalog.int8;
   stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
 begin
+  if ${unmoved} then
+    return new;
+  end if;
   ${lookUp}${bury('old', 'stamped')}
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
@@ -155,8 +164,9 @@ end`,
     ),
     trigger('insert', 'before insert'),
     trigger('late', `after insert or update of ${key.join(', ')}`),
-    trigger('update', 'before update', unmoved),
-    trigger('rekey', 'before update', `not (${unmoved})`),
+    // By name `rekey` comes first; `update` leaves what it stamped.
+    trigger('rekey', `before update of ${key.join(', ')}`),
+    trigger('update', 'before update'),
     trigger('delete', 'before delete'),
     // TRUNCATE travels as the deletes that it is.
     truncateTrigger(target, id),
