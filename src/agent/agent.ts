@@ -257,7 +257,8 @@ class RunningAgent implements Agent {
   }
 
   #parked(): number {
-    return this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
+    // Rows parked before this agent started may find their place under it.
+    return Math.max(0, this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0));
   }
 
   async #conflicts(limit: number): Promise<unknown[]> {

@@ -10,6 +10,7 @@ import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
+import { readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { router } from '../pg/route.ts';
 import { Store } from '../pg/store.ts';
@@ -140,7 +141,8 @@ export class Peer {
       this.link.tier = tier;
       this.#context.log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
-      const targets = await prepareTargets(apply, await readTables(apply, here.name));
+      const tables = await readTables(apply, here.name);
+      const targets = await prepareTargets(apply, tables);
       const fetch = makeFetch(() => control, name);
       const store = new Store({
         client: apply,
@@ -148,6 +150,7 @@ export class Peer {
         progress: { slot: this.#slot, peerId: this.#region.id },
         lsn: start,
         fetch,
+        foreign: await readForeignKeys(apply, tables),
       });
       store.isolateFaults(this.#isolate);
       this.link.parts.store = store;

@@ -70,7 +70,7 @@ export const errors = {
   privilege_missing: {
     exit: 1,
     retry: 'later',
-    cure: 'Give the role what “Privileges” in docs/start.md lists.',
+    cure: 'Give the role what `coregent doctor --grants` prints.',
   },
   disk_full: { exit: 1, retry: 'later', cure: 'Free disk space on that server; replication goes on by itself.' },
 

@@ -6,6 +6,7 @@ import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import { qualified } from '../quote.ts';
 import { type FoundTable, findTables, readInstalled, readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
+import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
@@ -285,15 +286,20 @@ async function joinEdge(
   const origin = `${edge.slot}_join`;
   try {
     await useOrigin(apply, origin);
-    const targets = await prepareTargets(apply, await readTables(apply, to.region.name));
+    const tables = await readTables(apply, to.region.name);
+    const targets = await prepareTargets(apply, tables);
+    const foreign = await readForeignKeys(apply, tables);
     const store = new Store({
       client: apply,
       targets,
       lsn: LSN_ZERO,
       fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
+      foreign,
     });
-    for (const { id, label, rows } of work) {
-      const target = targets.find(({ staging }) => tableId(staging.table) === id)!;
+    const ordered = parentsFirst(targets, foreign);
+    const places = new Map(ordered.map(({ staging }, index) => [tableId(staging.table), index]));
+    for (const { id, label, rows } of [...work].sort((a, b) => places.get(a.id)! - places.get(b.id)!)) {
+      const target = ordered[places.get(id)!]!;
       const progress = events.join(label, from.region.name, to.region.name, rows);
       const joined = await joinTable(from.client, store, target, (more) => progress.rows(more));
       await markJoined(edge, id);

@@ -5,6 +5,9 @@ import { recordArrayHeader, Tuples } from '../wire/tuples.ts';
 import type { Step } from './script.ts';
 import type { Target } from './target.ts';
 
+/** What a statement must know of the group that its rows came in. */
+export type GroupKind = Pick<Group, 'kind' | 'unknown'>;
+
 /** Deletes before updates before inserts: what a delete frees, an insert may take. */
 export function inOrder(groups: readonly Group[]): Group[] {
   const rank = { tombstone: 0, update: 1, insert: 2 };
@@ -12,14 +15,14 @@ export function inOrder(groups: readonly Group[]): Group[] {
 }
 
 /** The statement of the clean way; its count says how many rows it settled. */
-export function cleanStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+export function cleanStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: GroupKind, records: Tuples): Step {
   if (group.kind === 'tombstone') return { text: compiled.deleteClean, values: [arrayOf(tombstoneTypeOid, records)] };
   const text = group.kind === 'insert' ? compiled.insertClean : compiled.updateClean(group.unknown);
   return { text, values: [arrayOf(rowTypeOid, records)] };
 }
 
 /** The same, failing unless every row of the group is settled by it. */
-export function wholeStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: Group, records: Tuples): Step {
+export function wholeStep({ compiled, rowTypeOid, tombstoneTypeOid }: Target, group: GroupKind, records: Tuples): Step {
   const count = String(records.live);
   if (group.kind === 'tombstone') {
     return { text: compiled.deleteAll, values: [arrayOf(tombstoneTypeOid, records), count] };
@@ -54,7 +57,7 @@ export function tuplesOf(rows: readonly Buffer[]): Tuples {
   return tuples;
 }
 
-export function versionOf(target: Target, group: Group, row: Buffer): bigint {
+export function versionOf(target: Target, group: GroupKind, row: Buffer): bigint {
   const columns = group.kind === 'tombstone' ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
   let at = 8;
   for (const name of columns) {
@@ -66,7 +69,7 @@ export function versionOf(target: Target, group: Group, row: Buffer): bigint {
 }
 
 /** The versions of live rows as text of an `int8[]`. */
-export function versionsOf(target: Target, group: Group, records: Tuples): string {
+export function versionsOf(target: Target, group: GroupKind, records: Tuples): string {
   return `{${[...records.liveRows()].map((row) => versionOf(target, group, row)).join(',')}}`;
 }
 
@@ -74,6 +77,12 @@ export function versionsOf(target: Target, group: Group, records: Tuples): strin
 export function isUniqueViolation(error: unknown): boolean {
   const code = (error as { code?: string } | undefined)?.code;
   return code === '23505' || code === '23P01';
+}
+
+/** Whether a foreign key stood in the way. */
+export function isForeignViolation(error: unknown): boolean {
+  const code = (error as { code?: string } | undefined)?.code;
+  return code === '23503' || code === '23001';
 }
 
 /** SQLSTATE classes that say something of a row, not of the moment; XX000 is a value that the server itself cannot read back. */

@@ -1,15 +1,17 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, parseLsn } from '../model/lsn.ts';
-import { tableLabel } from '../model/table.ts';
 import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from '../pipe/batch.ts';
 import { copyStream, type Tuples } from '../wire/tuples.ts';
 import { Crossing, removeBuried } from './crossing.ts';
+import { arrange, type ForeignKeys } from './foreign.ts';
+import { Isolation, type Place } from './isolate.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import {
   applyError,
   arrayOf,
   cleanStep,
+  type GroupKind,
   inOrder,
   isUniqueViolation,
   keysOf,
@@ -49,21 +51,8 @@ const COPY_ROWS = 40;
 /** Batches of at most so many rows are applied and committed in one round trip. */
 const AT_ONCE_ROWS = 200;
 const AT_ONCE = 0;
-/** Among at most so many rows that block each other, the one at fault is looked for by leaving each out in turn. */
-const LEAVE_OUT_ROWS = 50;
 /** After a shortcut failed, so many batches at most go the other way. */
 const BACKOFF_MAX = 64;
-
-/** A row of a batch and the group that it came in. */
-interface Place {
-  readonly group: Group;
-  readonly row: Buffer;
-}
-
-/** One that could not be applied by itself. */
-interface Blocked extends Place {
-  readonly failure: CoregentError;
-}
 
 /** What a clean statement was expected to do. */
 interface Expectation {
@@ -82,6 +71,7 @@ export class Store {
   readonly #targets: ReadonlyMap<number, Target>;
   readonly #progress: ProgressKey | undefined;
   readonly #fetch: FetchRows;
+  readonly #foreign: ForeignKeys | undefined;
   #lsn: LSN;
   /** Inside a local transaction that an incomplete batch began. */
   #open = false;
@@ -92,8 +82,8 @@ export class Store {
   /** Steps to send ahead of the next ones, so that they cost no round trip of their own. */
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
-  #parked = 0;
   readonly #crossing = new Crossing();
+  readonly #isolation: Isolation;
   /** A look behind a commit failed: every table is looked at before the next batch. Also so at the start. */
   #owesLook = true;
   /** Shortcuts that failed lately, by what they are for: a table's OID, or 0 for whole batches. */
@@ -106,12 +96,32 @@ export class Store {
     progress?: ProgressKey;
     lsn: LSN;
     fetch: FetchRows;
+    /** Where foreign keys fire. */
+    foreign?: ForeignKeys | undefined;
   }) {
     this.#client = options.client;
     this.#targets = new Map(options.targets.map((target) => [target.staging.table.oid, target]));
     this.#progress = options.progress;
     this.#lsn = options.lsn;
     this.#fetch = options.fetch;
+    this.#foreign = options.foreign;
+    this.#isolation = new Isolation({
+      ways: {
+        must: (steps) => this.#must(steps),
+        settle: (target, group, records) => this.#settle(target, group, records),
+        vacate: (target, places) => this.#vacate(target, places),
+        fetch: this.#fetch,
+        mark: () => {
+          const conflicts = this.#conflicts.length;
+          return () => {
+            this.#conflicts.length = conflicts;
+          };
+        },
+      },
+      peerId: this.#progress?.peerId ?? 0,
+      targets: this.#targets,
+      foreign: this.#foreign,
+    });
   }
 
   /** The peer's position that is applied here. */
@@ -135,11 +145,12 @@ export class Store {
    */
   async apply(batch: Batch): Promise<Receipt> {
     this.#conflicts = [];
-    this.#parked = 0;
+    this.#isolation.takeParked();
     this.#whole = batch.complete && !this.#open;
     try {
       if (this.#owesLook && !this.#open) {
         await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
+        await this.#isolation.adopt(this.#targets.keys(), this.#begin());
         this.#owesLook = false;
       }
       for (const table of batch.tables.values()) {
@@ -151,15 +162,16 @@ export class Store {
       const small = batch.complete && batch.rows <= AT_ONCE_ROWS && !this.#open && !this.#isolate;
       if (small && this.#may(AT_ONCE)) {
         const localLsn = await this.#applyAtOnce(batch);
-        if (localLsn !== undefined) return { localLsn, conflicts: this.#conflicts, parked: 0, rows: batch.rows };
+        if (localLsn !== undefined) return this.#receipt(batch, localLsn);
       }
-      if (!this.#open) this.#queued = [{ text: 'begin' }];
+      if (!this.#open) this.#queued = this.#begin();
       this.#open = true;
-      if (this.#isolate) await this.#applyIsolated(batch);
+      if (this.#isolate) await this.#isolation.apply(batch.tables.values());
+      else if (this.#foreign) await this.#applyInOrder(batch);
       else await this.#applyClean(batch);
       let localLsn: LSN | undefined;
       if (batch.complete) localLsn = await this.#commit(batch);
-      return { localLsn, conflicts: this.#conflicts, parked: this.#parked, rows: batch.rows };
+      return this.#receipt(batch, localLsn);
     } catch (error) {
       this.#open = false;
       this.#queued = [];
@@ -169,17 +181,22 @@ export class Store {
     }
   }
 
+  #receipt(batch: Batch, localLsn: LSN | undefined): Receipt {
+    return { localLsn, conflicts: this.#conflicts, parked: this.#isolation.takeParked(), rows: batch.rows };
+  }
+
+  #begin(): Step[] {
+    return [{ text: 'begin' }, ...(this.#foreign ? [{ text: 'set constraints all deferred' }] : [])];
+  }
+
   /**
    * A small batch in one round trip, its commit included; undefined, and nothing done, when a row was no plain successor
    * or anything else went wrong: the other ways then find out what.
    */
   async #applyAtOnce(batch: Batch): Promise<LSN | undefined> {
-    const steps: Step[] = [{ text: 'begin' }];
-    for (const table of batch.tables.values()) {
-      const target = this.#target(table);
-      for (const group of inOrder(table.groups)) {
-        if (group.tuples.live > 0) steps.push(wholeStep(target, group, asRecords(table.staging, group)));
-      }
+    const steps = this.#begin();
+    for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
+      if (group.tuples.live > 0) steps.push(wholeStep(this.#target(table), group, asRecords(table.staging, group)));
     }
     const commit = this.#commitSteps(batch);
     const { results, error } = await runScript(this.#client, [...steps, ...commit]);
@@ -204,6 +221,8 @@ export class Store {
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
     try {
       for (const recorded of await this.#crossing.settle(answers, (steps) => this.#must(steps))) this.#count(recorded);
+      const oids = [...batch.tables.values()].map(({ staging }) => staging.table.oid);
+      await this.#isolation.adopt(oids, this.#begin());
     } catch {
       // The batch stands. A lost connection shows at the next step, and the next session begins with the look.
       await this.#client.query('rollback').catch(() => {});
@@ -298,7 +317,21 @@ export class Store {
     for (const { target, group } of copies) await this.#copyIn(target, group);
   }
 
-  async #settle(target: Target, group: Group, records: Tuples): Promise<void> {
+  /** Where foreign keys fire: one group after the other, parents and children each in their time. */
+  async #applyInOrder(batch: Batch): Promise<void> {
+    for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
+      if (group.tuples.live === 0) continue;
+      const target = this.#target(table);
+      const many = group.kind === 'insert' && group.tuples.live >= COPY_ROWS;
+      if (many && target.compiled.copyIn !== undefined && this.#may(target.staging.table.oid)) {
+        await this.#copyIn(target, group);
+      } else {
+        await this.#settle(target, group, asRecords(table.staging, group));
+      }
+    }
+  }
+
+  async #settle(target: Target, group: GroupKind, records: Tuples): Promise<void> {
     const [clean] = await this.#must([cleanStep(target, group, records)]);
     if (clean!.count !== records.live) await this.#careful(target, group, records);
   }
@@ -346,7 +379,7 @@ export class Store {
   }
 
   /** The exact way: settles every row of the group under its lock and records each conflict. */
-  async #careful(target: Target, group: Group, records: Tuples): Promise<void> {
+  async #careful(target: Target, group: GroupKind, records: Tuples): Promise<void> {
     const { compiled } = target;
     if (group.kind === 'tombstone') {
       const values = [arrayOf(target.tombstoneTypeOid, records)];
@@ -393,70 +426,12 @@ export class Store {
     return this.#fetch(target, keysOf(staging, records));
   }
 
-  /** After a fault: each group under a savepoint, halved until the row at fault stands alone; that row is parked. */
-  async #applyIsolated(batch: Batch): Promise<void> {
-    for (const table of batch.tables.values()) {
-      const target = this.#target(table);
-      const blocked: Blocked[] = [];
-      for (const group of inOrder(table.groups)) {
-        const rows = [...asRecords(table.staging, group).liveRows()].map((row) => ({ group, row }));
-        await this.#isolated(target, group, rows, blocked);
-      }
-      await this.#placeTogether(target, blocked);
-    }
-  }
-
-  async #isolated(target: Target, group: Group, rows: readonly Place[], blocked: Blocked[]): Promise<void> {
-    if (rows.length === 0) return;
-    const records = tuplesOf(rows.map(({ row }) => row));
-    const failure = await this.#attempt(() => this.#settle(target, group, records));
-    if (!failure) return;
-    const unique = isUniqueViolation(failure.cause);
-    if (rows.length > 1) {
-      if (unique && !(await this.#attempt(() => this.#vacate(target, rows)))) return;
-      const half = rows.length >> 1;
-      await this.#isolated(target, group, rows.slice(0, half), blocked);
-      await this.#isolated(target, group, rows.slice(half), blocked);
-    } else if (unique) {
-      blocked.push({ ...rows[0]!, failure });
-    } else {
-      await this.#park(target, { ...rows[0]!, failure });
-    }
-  }
-
-  /** Rows that only stand in each other's way take their places together; what is then still in the way is parked. */
-  async #placeTogether(target: Target, blocked: readonly Blocked[]): Promise<void> {
-    if (blocked.length === 0) return;
-    if (!(await this.#attempt(() => this.#vacate(target, blocked)))) return;
-    if (blocked.length <= LEAVE_OUT_ROWS) {
-      for (const one of blocked) {
-        const others = blocked.filter((each) => each !== one);
-        if (others.length === 0 || (await this.#attempt(() => this.#vacate(target, others)))) continue;
-        await this.#park(target, one);
-        return;
-      }
-    }
-    for (const each of blocked) await this.#park(target, each);
-  }
-
-  /** Does the work under a savepoint; a row's fault undoes it and is returned, anything else is thrown. */
-  async #attempt(work: () => Promise<void>): Promise<CoregentError | undefined> {
-    const conflicts = this.#conflicts.length;
-    await this.#must([{ text: 'savepoint isolated' }]);
-    try {
-      await work();
-      await this.#must([{ text: 'release savepoint isolated' }]);
-      return undefined;
-    } catch (error) {
-      if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
-      this.#conflicts.length = conflicts;
-      await this.#must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
-      return error;
-    }
-  }
-
   /** Lets unique values change places between rows: takes the older rows away, then writes the new ones, all at once. */
   async #vacate(target: Target, places: readonly Place[]): Promise<void> {
+    // Not even for a moment: their children would go with them.
+    if (this.#foreign?.acts(target.staging.table.oid)) {
+      throw new CoregentError('apply_failed', 'rows that others refer to cannot change places where foreign keys fire');
+    }
     const rows = places.filter(({ group }) => group.unknown.length === 0).map(({ row }) => row);
     const partial = places.filter(({ group }) => group.unknown.length > 0).map(({ row }) => row);
     if (partial.length > 0) {
@@ -474,25 +449,5 @@ export class Store {
     this.#count(buried!);
     this.#count(recorded!);
     this.#note('inserted', target, () => keysOf(target.staging, records));
-  }
-
-  async #park(target: Target, { group, row, failure }: Blocked): Promise<void> {
-    const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
-    await this.#must([
-      {
-        text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-          values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7)`,
-        values: [
-          String(this.#progress?.peerId ?? 0),
-          tableLabel(target.staging.table),
-          group.kind,
-          String(versionOf(target, group, row)),
-          [row],
-          sqlstate,
-          failure.message,
-        ],
-      },
-    ]);
-    this.#parked++;
   }
 }

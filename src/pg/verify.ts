@@ -5,6 +5,7 @@ import { ident, literal, qualified } from '../quote.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
+import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { joinTable, keyIn } from './join.ts';
 import type { OpenRegion } from './setup.ts';
 import { Store } from './store.ts';
@@ -89,14 +90,17 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
   for (const to of open) {
     const apply = await connect(to.region.url, to.region.name, { purpose: 'repair', applies: true });
     try {
-      const targets = await prepareTargets(apply, await readTables(apply, to.region.name));
+      const tables = await readTables(apply, to.region.name);
+      const targets = await prepareTargets(apply, tables);
+      const foreign = await readForeignKeys(apply, tables);
       const store = new Store({
         client: apply,
         targets,
         lsn: LSN_ZERO,
         fetch: () => Promise.reject(new Error('copied rows are whole')),
+        foreign,
       });
-      for (const target of targets) {
+      for (const target of parentsFirst(targets, foreign)) {
         const keys = differences
           .filter(({ table }) => table === tableLabel(target.staging.table))
           .map(({ key }) => key);

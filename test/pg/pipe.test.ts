@@ -15,7 +15,7 @@ const TABLES = `
 `;
 
 /** What replication is, shown once for each set of privileges: no superuser in any. */
-describe.each<{ tier: Tier }>([{ tier: 'A' }, { tier: 'B' }])('tier $tier', ({ tier }) => {
+describe.each<Tier>(['A', 'B', 'C'])('tier %s', (tier) => {
   let cluster: Cluster;
 
   beforeAll(async () => {

@@ -151,6 +151,11 @@ export class Cluster implements AsyncDisposable {
     return join(this.#folder, `agent-${region}.yaml`);
   }
 
+  /** Whom everything of Coregent's runs as, with `tier`. */
+  get role(): string {
+    return this.#role?.name ?? 'postgres';
+  }
+
   /** URL of the region's database, as superuser, reached directly. */
   url(region: string): string {
     return this.#databases[this.#index(region)]!.url;

@@ -1,0 +1,214 @@
+import { CoregentError } from '../model/error.ts';
+import { tableLabel } from '../model/table.ts';
+import { asRecords, type TableBatch } from '../pipe/batch.ts';
+import type { Tuples } from '../wire/tuples.ts';
+import { arrange, type ForeignKeys } from './foreign.ts';
+import type { Step, StepResult } from './script.ts';
+import { type GroupKind, isForeignViolation, isUniqueViolation, keysOf, tuplesOf, versionOf } from './steps.ts';
+import type { FetchRows, Target } from './target.ts';
+
+/** A row of a batch and the group that it came in. */
+export interface Place {
+  readonly target: Target;
+  readonly group: GroupKind;
+  readonly row: Buffer;
+}
+
+/** One that could not be applied by itself. */
+interface Blocked extends Place {
+  readonly failure: CoregentError;
+}
+
+/** What the store does with rows. Rejections with `apply_failed` are a row's fault. */
+export interface Ways {
+  must(steps: readonly Step[]): Promise<readonly StepResult[]>;
+  settle(target: Target, group: GroupKind, records: Tuples): Promise<void>;
+  /** Lets unique values change places between rows of one table. */
+  vacate(target: Target, places: readonly Place[]): Promise<void>;
+  readonly fetch: FetchRows;
+  /** Remembers what was counted so far; call the result to go back to it. */
+  mark(): () => void;
+}
+
+/** Among at most so many rows that block each other, the one at fault is looked for by leaving each out in turn. */
+const LEAVE_OUT_ROWS = 50;
+/** Rows that wait for each other are tried again so often at most while any of them succeeds. */
+const ROUNDS = 8;
+/** Parked rows that are tried again at a time. */
+const ADOPTED_ROWS = 500;
+
+/** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
+const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
+const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
+  where sqlstate in ('23503', '23001') and table_name in (select jsonb_array_elements_text($1::jsonb)) order by version`;
+
+/** Finds the rows of a batch that cannot be applied and parks them, so that all others are. Inside of a local transaction. */
+export class Isolation {
+  readonly #ways: Ways;
+  readonly #peerId: number;
+  readonly #targets: ReadonlyMap<number, Target>;
+  readonly #foreign: ForeignKeys | undefined;
+  #parked = 0;
+
+  constructor(options: {
+    ways: Ways;
+    peerId: number;
+    targets: ReadonlyMap<number, Target>;
+    foreign: ForeignKeys | undefined;
+  }) {
+    this.#ways = options.ways;
+    this.#peerId = options.peerId;
+    this.#targets = options.targets;
+    this.#foreign = options.foreign;
+  }
+
+  /** Rows parked since the last call, less those that found their place after all. */
+  takeParked(): number {
+    const parked = this.#parked;
+    this.#parked = 0;
+    return parked;
+  }
+
+  /** Each group under a savepoint, halved until the row at fault stands alone. */
+  async apply(tables: Iterable<TableBatch>): Promise<void> {
+    const blocked: Blocked[] = [];
+    for (const { table, group } of arrange(tables, this.#foreign)) {
+      const target = this.#targets.get(table.staging.table.oid)!;
+      const rows = [...asRecords(table.staging, group).liveRows()].map((row) => ({ target, group, row }));
+      await this.#isolate(rows, blocked);
+    }
+    const waiting = this.#foreign ? await this.#tryAgain(blocked) : blocked;
+    for (const target of new Set(waiting.map((each) => each.target))) {
+      const mine = waiting.filter((each) => each.target === target);
+      await this.#placeTogether(
+        target,
+        mine.filter(({ failure }) => isUniqueViolation(failure.cause)),
+      );
+      for (const each of mine) if (!isUniqueViolation(each.failure.cause)) await this.#park(each);
+    }
+  }
+
+  async #isolate(rows: readonly Place[], blocked: Blocked[]): Promise<void> {
+    const [first] = rows;
+    if (!first) return;
+    const { target, group } = first;
+    const records = tuplesOf(rows.map(({ row }) => row));
+    const failure = await this.#attempt(() => this.#ways.settle(target, group, records));
+    if (!failure) return;
+    const unique = isUniqueViolation(failure.cause);
+    if (rows.length > 1) {
+      if (unique && !(await this.#attempt(() => this.#ways.vacate(target, rows)))) return;
+      const half = rows.length >> 1;
+      await this.#isolate(rows.slice(0, half), blocked);
+      await this.#isolate(rows.slice(half), blocked);
+    } else if (unique || (this.#foreign && isForeignViolation(failure.cause))) {
+      blocked.push({ ...first, failure });
+    } else {
+      await this.#park({ ...first, failure });
+    }
+  }
+
+  /** Rows that wait for others of the same batch: all at once, for rings, then one by one as long as that helps any. */
+  async #tryAgain(blocked: readonly Blocked[]): Promise<readonly Blocked[]> {
+    let left = blocked;
+    for (let round = 0; left.length > 0 && round < ROUNDS; round++) {
+      const all = left;
+      const together = async (): Promise<void> => {
+        for (const { target, group, row } of all) await this.#ways.settle(target, group, tuplesOf([row]));
+      };
+      if (all.length > 1 && !(await this.#attempt(together))) return [];
+      const still: Blocked[] = [];
+      for (const each of all) {
+        const failure = await this.#attempt(() => this.#ways.settle(each.target, each.group, tuplesOf([each.row])));
+        if (failure) still.push({ ...each, failure });
+      }
+      left = still;
+      if (still.length === all.length) break;
+    }
+    return left;
+  }
+
+  /** Rows that only stand in each other's way take their places together; what is then still in the way is parked. */
+  async #placeTogether(target: Target, blocked: readonly Blocked[]): Promise<void> {
+    if (blocked.length === 0) return;
+    if (!(await this.#attempt(() => this.#ways.vacate(target, blocked)))) return;
+    if (blocked.length <= LEAVE_OUT_ROWS) {
+      for (const one of blocked) {
+        const others = blocked.filter((each) => each !== one);
+        if (others.length === 0 || (await this.#attempt(() => this.#ways.vacate(target, others)))) continue;
+        await this.#park(one);
+        return;
+      }
+    }
+    for (const each of blocked) await this.#park(each);
+  }
+
+  /** Does the work under a savepoint; a row's fault undoes it and is returned, anything else is thrown. */
+  async #attempt(work: () => Promise<void>): Promise<CoregentError | undefined> {
+    const { must, mark } = this.#ways;
+    const undo = mark();
+    await must([{ text: 'savepoint isolated' }]);
+    try {
+      await work();
+      await must([...(this.#foreign ? CHECK : []), { text: 'release savepoint isolated' }]);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
+      undo();
+      await must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
+      return error;
+    }
+  }
+
+  async #park(blocked: Blocked): Promise<void> {
+    const { target, group, row, failure } = blocked;
+    const rows = [row];
+    if (this.#foreign && group.unknown.length > 0 && isForeignViolation(failure.cause)) {
+      // It is tried again without its peer: it has to be whole.
+      rows.splice(0, 1, ...(await this.#ways.fetch(target, keysOf(target.staging, tuplesOf([row])))).liveRows());
+    }
+    for (const each of rows) await this.#ways.must([this.#parking({ ...blocked, row: each })]);
+    this.#parked += rows.length;
+  }
+
+  #parking({ target, group, row, failure }: Blocked): Step {
+    const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
+    return {
+      text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
+        values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7)`,
+      values: [
+        String(this.#peerId),
+        tableLabel(target.staging.table),
+        group.kind,
+        String(versionOf(target, group, row)),
+        [row],
+        sqlstate,
+        failure.message,
+      ],
+    };
+  }
+
+  /**
+   * Where foreign keys fire: rows parked for want of another, by any peer, are tried again once a table near theirs has changed.
+   * `oids`: the tables that did. In local transactions of its own, behind the commit: whichever of the two commits second sees both.
+   */
+  async adopt(oids: Iterable<number>, begin: readonly Step[]): Promise<void> {
+    if (!this.#foreign) return;
+    const { must } = this.#ways;
+    const values = [JSON.stringify(this.#foreign.near(oids))];
+    const [any] = await must([{ text: `select exists (${WAITING})`, values }]);
+    if (any!.rows[0]![0] !== 't') return;
+    const results = await must([...begin, { text: `${WAITING} limit ${ADOPTED_ROWS} for update skip locked`, values }]);
+    const byLabel = new Map([...this.#targets.values()].map((target) => [tableLabel(target.staging.table), target]));
+    for (const [id, label, kind, hex] of results.at(-1)!.rows) {
+      const target = byLabel.get(label!);
+      if (!target) continue;
+      const group: GroupKind = { kind: kind as GroupKind['kind'], unknown: [] };
+      const row = Buffer.from(hex!, 'hex');
+      if (await this.#attempt(() => this.#ways.settle(target, group, tuplesOf([row])))) continue;
+      await must([{ text: 'delete from coregent.parked where id = $1::int8', values: [id!] }]);
+      this.#parked--;
+    }
+    await must([{ text: 'commit' }]);
+  }
+}
