@@ -116,6 +116,8 @@ export async function startWalsender(
   const calm = (): void => {
     gathering = undefined;
     bursting = false;
+    // Whoever asked to go on while the timer ran was left to it.
+    if (!stopped && !over) socket.resume();
     reader.drained();
   };
   const readOn = (): void => {
@@ -136,7 +138,12 @@ export async function startWalsender(
     clearTimeout(gathering);
     gathering = undefined;
     guarded(() => frames.push(chunk, onMessage));
-    if (over || chunk.length >= CHUNK_BYTES) return;
+    if (over) return;
+    if (chunk.length >= CHUNK_BYTES) {
+      // Should it have been the last one after all, nobody else would say that the burst is over.
+      if (bursting) gathering = setTimeout(calm, GATHER_MS);
+      return;
+    }
     if (windowBytes >= BURST_BYTES) {
       bursting = true;
       socket.pause();
