@@ -10,7 +10,10 @@ insert into coregent.catalog values (1);
 create table coregent.this_region (
   id smallint primary key check (id between 1 and 127),
   name text not null,
-  cluster text not null
+  cluster text not null,
+  -- The server that its agent knew last: another one was restored, one on a later timeline was promoted.
+  system_identifier text,
+  timeline integer
 );
 
 -- Every region of the cluster, this one included.
@@ -43,6 +46,26 @@ create table coregent.progress (
   applied_at timestamptz
 ) with (fillfactor = 50);
 
+-- Peers' tables of which this region owes a join: rows of them were passed over, or came and went unseen (a lost slot).
+-- The row is written in the transaction that moves progress past them, and goes when they have been joined.
+create table coregent.paused (
+  slot text not null,
+  table_id text not null,
+  table_name text not null,
+  reason text not null,
+  since timestamptz not null default clock_timestamp(),
+  -- The least version to join from; null while nothing was passed over.
+  min_version bigint,
+  -- Counts what was passed over: a join that was overtaken is not the last.
+  passes bigint not null default 0,
+  -- Rows of this region itself may come back from the peer, and travel on from here.
+  own boolean not null default false,
+  -- Both regions have the table alike again: its rows are being joined, so many so far.
+  joining boolean not null default false,
+  rows_joined bigint not null default 0,
+  primary key (slot, table_id)
+);
+
 -- Peers' tables whose existing rows were joined into this region.
 create table coregent.joined (
   slot text not null,
@@ -66,6 +89,9 @@ create table coregent.conflict_record (
   incoming_row jsonb
 );
 create index on coregent.conflict_record (recorded_at);
+-- A write that comes again (copied after it was streamed, or the other way round) is recorded once.
+create unique index on coregent.conflict_record (incoming_version, local_version, table_name, md5(key::text))
+  where incoming_version <> local_version;
 
 -- Rows that could not be applied, whole, with the reason.
 create table coregent.parked (

@@ -23,8 +23,18 @@ export const events = {
   'peer.failed': { level: 'error', doc: 'The link needs a person; it is still tried now and then, and others go on.' },
   'peer.stopped': { level: 'info', doc: 'The link was closed because the agent stops.' },
 
-  'slot.missing': { level: 'warn', doc: 'The peer has no slot for this region; rows must be joined again.' },
-  'slot.lost': { level: 'error', doc: 'The peer dropped WAL that this region still needed.' },
+  'peer.rejoining': { level: 'warn', doc: 'The peer’s slot is made anew, and all its rows are joined again.' },
+  'table.paused': {
+    level: 'warn',
+    doc: 'The table differs in the two regions: its rows are passed over, others go on.',
+  },
+  'table.joining': { level: 'info', doc: 'The table is alike again; what was missed is being copied.' },
+  'table.resumed': { level: 'info', doc: 'All that was missed of the table is here.' },
+  'tables.changed': {
+    level: 'info',
+    doc: 'A replicated table was changed; the link begins again with what it is now.',
+  },
+  'rejoin.retry': { level: 'warn', doc: 'Copying what was missed failed; it is tried again, and the stream goes on.' },
 
   'tier.found': { level: 'info', doc: 'What the role may do (A, B or C) for rows of this peer, and what that means.' },
 

@@ -104,6 +104,12 @@ export const metrics = {
     help: 'Rows parked because they could not be applied.',
     labels: [],
   },
+  pausedTables: {
+    name: 'coregent_paused_tables',
+    type: 'gauge',
+    help: 'Tables of the origin that pause, or are being joined again.',
+    labels: ['origin', 'target'],
+  },
   clockSkew: {
     name: 'coregent_clock_skew_seconds',
     type: 'gauge',

@@ -189,6 +189,7 @@ class RunningAgent implements Agent {
         log: this.#log,
         metrics: this.#metrics,
         clock,
+        local: { query: (text: string, values?: unknown[]) => ask(() => local.query(text, values)) },
         readMicros: () => ask(() => readMicros(local)),
         flushedLsn: () => {
           flushed ??= ask(() => local.query('select pg_current_wal_flush_lsn()::text as lsn')).then(({ rows }) => {

@@ -3,6 +3,7 @@ import type { Metrics } from '../metrics.ts';
 import type { LastError, PeerState, PeerStatus, Tier } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO } from '../model/lsn.ts';
+import type { Owed } from '../pg/paused.ts';
 import type { Receipt, Store } from '../pg/store.ts';
 import type { Walsender } from '../pg/walsender.ts';
 import type { Acknowledger } from '../pipe/acknowledge.ts';
@@ -43,6 +44,8 @@ export class Link {
   #state: PeerState = 'connecting';
   #since = new Date();
   #lastError: LastError | null = null;
+  #owed: readonly Owed[] = [];
+  readonly #joined = new Map<string, number>();
   #walEnd: LSN = LSN_ZERO;
   #lostAtMs: number | undefined = performance.now();
   #transactions = 0;
@@ -56,6 +59,19 @@ export class Link {
 
   constructor(options: LinkOptions) {
     this.#options = options;
+  }
+
+  /** What is owed of the peer, as the catalog has it. */
+  owes(owed: readonly Owed[]): void {
+    const { metrics, peer } = this.#options;
+    this.#owed = owed;
+    const labels = { origin: peer.name };
+    metrics.pausedTables.set(labels, owed.length);
+  }
+
+  /** A table is being joined, so many rows of it so far. */
+  joined(table: string, rows: number): void {
+    this.#joined.set(table, rows);
   }
 
   enter(state: PeerState): void {
@@ -172,6 +188,13 @@ export class Link {
       transactions: this.#transactions,
       rows: this.#rows,
       conflicts: this.#conflicts,
+      paused: this.#owed.map(({ id, label, reason, joining, since, rows }) => ({
+        table: label,
+        state: joining ? ('joining' as const) : ('paused' as const),
+        reason,
+        since: since.toISOString(),
+        rows: joining ? Math.max(rows, this.#joined.get(id) ?? 0) : 0,
+      })),
       last_error: this.#lastError,
     };
   }

@@ -7,12 +7,14 @@ import { formatLsn, type LSN, laterLsn, parseLsn } from '../model/lsn.ts';
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
-import { PUBLICATION, readTables, slotName } from '../pg/catalog.ts';
-import { connect, connectionError } from '../pg/connect.ts';
+import { PUBLICATION, slotName } from '../pg/catalog.ts';
+import { connect, connectionError, type Queryable } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
-import { readForeignKeys } from '../pg/foreign.ts';
+import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
+import { readOwed } from '../pg/paused.ts';
 import { router } from '../pg/route.ts';
+import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
 import { prepareTargets, type Target } from '../pg/target.ts';
 import { startWalsender } from '../pg/walsender.ts';
@@ -23,6 +25,8 @@ import { Pipe } from '../pipe/pipe.ts';
 import type { DatabaseClock } from './clock.ts';
 import { Ending } from './ending.ts';
 import { Link } from './link.ts';
+import { Rejoin } from './rejoin.ts';
+import { compareTables, type Tables, Watch } from './tables.ts';
 
 /** What a peer shares with the other peers of its agent. */
 export interface PeerContext {
@@ -32,6 +36,8 @@ export interface PeerContext {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly clock: DatabaseClock;
+  /** This region's database, for a short query now and then; one connection serves all peers. */
+  readonly local: Queryable;
   /** The local database's time now, in microseconds since 1970. */
   readMicros(): Promise<number>;
   /** Where the local WAL is flushed to. One query serves all peers. */
@@ -49,6 +55,8 @@ const GATHER_ROWS = 2_000;
 /** How often the peer's clock, slot and liveness are looked at, in ms. */
 const PROBE_MS = 5_000;
 const PROBE_TIMEOUT_MS = 15_000;
+/** How often it is looked whether tables changed, and what is owed, in ms. */
+const WATCH_MS = 3_000;
 const BACKOFF_MIN_MS = 100;
 const BACKOFF_MAX_MS = 10_000;
 
@@ -63,6 +71,7 @@ export class Peer {
   /** What is told about the peer. */
   readonly link: Link;
   #isolate = false;
+  #rejoin: Rejoin | undefined;
 
   constructor(context: PeerContext, region: RegionConfig) {
     this.#context = context;
@@ -86,6 +95,11 @@ export class Peer {
       } catch (thrown) {
         if (signal.aborted) break;
         const error = classify(thrown, peer);
+        if (error.code === 'schema_changed') {
+          log.event('tables.changed', { peer, reason: error.message });
+          await pause(backoffMs(1), signal);
+          continue;
+        }
         if (performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
         failures++;
         // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
@@ -115,6 +129,7 @@ export class Peer {
     const name = this.#region.name;
     const clients: pg.Client[] = [];
     const timers: NodeJS.Timeout[] = [];
+    const stopping = new AbortController();
     const ended = new Ending();
     const onAbort = (): void => ended.end(new CoregentError('peer_unreachable', 'stopping'));
     signal.addEventListener('abort', onAbort);
@@ -135,14 +150,19 @@ export class Peer {
         open(this.#region.url, name, { purpose: `control ${purpose}` }),
         open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true }),
       ]);
-      const start = await this.#checkProgress(apply, replication);
+      const { cluster } = this.#context.config;
+      const { log } = this.#context;
+      const slot = this.#slot;
+      const anew = (reason: string): void => log.event('peer.rejoining', { peer: name, slot, reason });
+      const start = await findStart({ apply, control, replication, slot, peer: this.#region, cluster, anew });
       const marked = await useOrigin(apply, this.#slot);
       const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';
       this.link.tier = tier;
-      this.#context.log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
+      log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
-      const tables = await readTables(apply, here.name);
-      const targets = await prepareTargets(apply, tables);
+      const tables = await compareTables({ apply, control }, { slot, peer: name, log });
+      const targets = await prepareTargets(apply, tables.alike);
+      const foreign = await readForeignKeys(apply, tables.alike);
       const fetch = makeFetch(() => control, name);
       const store = new Store({
         client: apply,
@@ -150,41 +170,35 @@ export class Peer {
         progress: { slot: this.#slot, peerId: this.#region.id },
         lsn: start,
         fetch,
-        foreign: await readForeignKeys(apply, tables),
+        foreign,
       });
       store.isolateFaults(this.#isolate);
       this.link.parts.store = store;
-      await this.#stream({ signal, replication, control, store, targets, start, ended, timers });
+      await this.#stream({
+        signal,
+        replication,
+        control,
+        store,
+        tables,
+        targets,
+        foreign,
+        start,
+        ended,
+        timers,
+        stopping: stopping.signal,
+      });
     } finally {
       signal.removeEventListener('abort', onAbort);
       for (const timer of timers) clearInterval(timer);
+      stopping.abort();
       this.link.close();
       for (const client of clients) {
         client.removeAllListeners('end');
         (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
       }
+      await this.#rejoin?.ended();
+      this.#rejoin = undefined;
     }
-  }
-
-  /** The position to go on from. The peer must be the very server, on the very timeline, that it was. */
-  async #checkProgress(apply: pg.Client, replication: pg.Client): Promise<LSN> {
-    const where = this.#region.name;
-    const { rows } = await apply.query(
-      `select system_identifier, timeline, lsn::text from coregent.progress where slot = $1`,
-      [this.#slot],
-    );
-    const progress = rows[0];
-    if (!progress) throw new CoregentError('slot_missing', 'this region does not follow the peer yet', { where });
-    const { rows: identity } = await replication.query('IDENTIFY_SYSTEM');
-    const { systemid, timeline } = identity[0];
-    if (systemid !== progress.system_identifier || Number(timeline) !== progress.timeline) {
-      throw new CoregentError(
-        'peer_identity',
-        `the peer is server ${systemid} on timeline ${timeline}, progress is of ${progress.system_identifier} on ${progress.timeline}`,
-        { where },
-      );
-    }
-    return parseLsn(progress.lsn);
   }
 
   async #stream(session: {
@@ -192,19 +206,23 @@ export class Peer {
     replication: pg.Client;
     control: pg.Client;
     store: Store;
+    tables: Tables;
     targets: readonly Target[];
+    foreign: ForeignKeys | undefined;
     start: LSN;
     ended: Ending;
     timers: NodeJS.Timeout[];
+    /** Ends with the session. */
+    stopping: AbortSignal;
   }): Promise<void> {
     const { config, log, clock } = this.#context;
-    const { store, start, ended, timers, control } = session;
+    const { store, start, ended, timers, control, tables, stopping } = session;
     const peer = this.#region.name;
     const decoder = new Decoder({
       region: this.#region.id,
       progress: start,
       limits: config.batch,
-      route: router(session.targets),
+      route: router(session.targets, tables),
     });
     const acks = new Acknowledger(start);
     const { link } = this;
@@ -223,7 +241,8 @@ export class Peer {
       resume: () => this.link.parts.walsender?.resume(),
       more: () => this.link.parts.walsender?.bursting === true && decoder.rows < GATHER_ROWS,
       reachClock: (batch) => this.#reachClock(batch, clock, session.signal),
-      apply: (batch) => this.#applyPatiently(store, batch, session.signal),
+      apply: (batch) =>
+        this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),
       applied: (batch, receipt, tookMs) => {
         if (receipt.localLsn !== undefined && this.#isolate) {
           this.#isolate = false;
@@ -233,6 +252,19 @@ export class Peer {
       },
       wait: (work) => ended.wait(work),
     });
+    const watch = new Watch(tables, decoder);
+    const rejoin = new Rejoin({
+      context: this.#context,
+      region: this.#region,
+      slot: this.#slot,
+      decoder,
+      tables: tables.alike,
+      foreign: session.foreign,
+      reachClock: (batch) => this.#reachClock(batch, clock, stopping),
+      told: (table, count) => link.joined(table, count),
+      signal: stopping,
+    });
+    this.#rejoin = rejoin;
     const confirm = (): void => {
       if (!pipe.applying && decoder.empty) acks.idle(decoder.position);
       const durable = acks.durable;
@@ -261,7 +293,7 @@ export class Peer {
         closed: (error) => ended.end(error),
       },
     });
-    this.link.parts.walsender = await starting.catch((error) => this.#explainSlot(control, error));
+    this.link.parts.walsender = await starting;
 
     let looks = 0;
     let looking = false;
@@ -283,32 +315,24 @@ export class Peer {
       }, FLUSH_POLL_MS),
       // Keepalives have their own timer: a long commit must not cost the connection.
       setInterval(confirm, Math.min(10_000, Math.max(500, senderTimeoutMs / 3))),
-      this.#probing(control, ended),
+      regularly(PROBE_MS, () => this.#probe(control), ended),
+      regularly(WATCH_MS, () => this.#watch(watch, rejoin, control), ended),
     );
-    this.#probe(control).catch((error) => ended.end(classify(error)));
+    const begin = [this.#probe(control), this.#watch(watch, rejoin, control)];
+    for (const each of begin) each.catch((error) => ended.end(classify(error)));
     link.stream();
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
 
     await pipe.run();
   }
 
-  /** Why the stream could not start: the peer's answer does not tell a slot that is gone from one that lost its WAL. */
-  async #explainSlot(control: pg.Client, thrown: unknown): Promise<never> {
-    const error = classify(thrown, this.#region.name);
-    const { rows } = await control.query('select wal_status from pg_replication_slots where slot_name = $1', [
-      this.#slot,
-    ]);
-    const code = rows.length === 0 ? 'slot_missing' : rows[0].wal_status === 'lost' ? 'slot_lost' : undefined;
-    if (code === undefined) throw error;
-    this.#context.log.event(code === 'slot_lost' ? 'slot.lost' : 'slot.missing', {
-      peer: this.#region.name,
-      slot: this.#slot,
-    });
-    throw new CoregentError(code, error.message, { where: this.#region.name, cause: error });
-  }
-
   /** Applies; what only bad luck stopped (a deadlock, a lock timeout) is tried again as long as the batch is whole. */
-  async #applyPatiently(store: Store, batch: Batch, signal: AbortSignal): ReturnType<Store['apply']> {
+  async #applyPatiently(
+    store: Store,
+    batch: Batch,
+    look: () => Promise<void>,
+    signal: AbortSignal,
+  ): ReturnType<Store['apply']> {
     for (let attempt = 1; ; attempt++) {
       const whole = batch.complete && !store.open;
       try {
@@ -317,6 +341,8 @@ export class Peer {
         const { code } = classify(error);
         if (!whole || signal.aborted) throw error;
         if (code === 'apply_failed' && !this.#isolate) {
+          // A value that this region's table can't hold yet: then the table pauses, and no row is parked.
+          await look();
           this.#isolate = true;
           store.isolateFaults(true);
         } else if (code !== 'apply_interrupted' || attempt >= 8) {
@@ -353,22 +379,13 @@ export class Peer {
     }
   }
 
-  #probing(control: pg.Client, ended: Ending): NodeJS.Timeout {
-    let running = false;
-    return setInterval(() => {
-      if (running) return;
-      running = true;
-      const late = setTimeout(
-        () => ended.end(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
-        PROBE_TIMEOUT_MS,
-      );
-      this.#probe(control)
-        .catch((error) => ended.end(classify(error)))
-        .finally(() => {
-          clearTimeout(late);
-          running = false;
-        });
-    }, PROBE_MS);
+  /** Whether the tables are as they were, what is owed, and whether it can be joined. */
+  async #watch(watch: Watch, rejoin: Rejoin, control: pg.Client): Promise<void> {
+    const { local } = this.#context;
+    await watch.look(local, control);
+    const owed = await readOwed(local, this.#slot);
+    this.link.owes([...owed.values()]);
+    rejoin.begin(owed.values());
   }
 
   async #probe(control: pg.Client): Promise<void> {
@@ -382,6 +399,25 @@ export class Peer {
     this.link.reaches(parseLsn(rows[0].lsn));
     this.link.retainedBytes = Number(rows[0].retained);
   }
+}
+
+/** Does the work at intervals; a fault, or work that takes too long, ends the session. */
+function regularly(everyMs: number, work: () => Promise<void>, ended: Ending): NodeJS.Timeout {
+  let running = false;
+  return setInterval(() => {
+    if (running) return;
+    running = true;
+    const late = setTimeout(
+      () => ended.end(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
+      PROBE_TIMEOUT_MS,
+    );
+    work()
+      .catch((error) => ended.end(classify(error)))
+      .finally(() => {
+        clearTimeout(late);
+        running = false;
+      });
+  }, everyMs);
 }
 
 function backoffMs(failures: number): number {

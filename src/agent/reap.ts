@@ -1,12 +1,13 @@
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
-import { classify } from '../model/error.ts';
+import { CoregentError, classify } from '../model/error.ts';
 import { type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { pause } from '../pause.ts';
 import { barrier } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
+import { owesAnything } from '../pg/paused.ts';
 import type { OpenRegion } from '../pg/setup.ts';
 import { ident, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
@@ -78,6 +79,14 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
     }
     await barrier(config, clients, signal);
     await barrier(config, clients, signal);
+    // A barrier only says what was received: rows and deletes that were passed over are yet to be joined, deletes among them.
+    for (const { client, region } of clients) {
+      if (await owesAnything(client)) {
+        throw new CoregentError('peer_behind', `a table pauses in ${region.name}, or is being joined`, {
+          where: region.name,
+        });
+      }
+    }
     let reaped = 0;
     for (const table of withTombstones) reaped += await removeStable(local, table, horizon);
     return reaped;

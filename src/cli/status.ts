@@ -2,6 +2,7 @@ import { loadConfig } from '../config.ts';
 import { EXIT } from '../model/error.ts';
 import { pause } from '../pause.ts';
 import { TIERS } from '../pg/applier.ts';
+import { sayPaused } from '../pg/paused.ts';
 import { makeReport, type Report } from '../pg/report.ts';
 import type { Context } from './context.ts';
 import { bytes, colours, duration, table, toJson, visible } from './print.ts';
@@ -94,6 +95,9 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       ],
       linkRows,
       colour,
+    ),
+    ...regions.flatMap(({ region, paused }) =>
+      (paused ?? []).map((each) => paint.yellow(visible(sayPaused(region, each)))),
     ),
     ...lesser.map((tier) => `tier ${tier}: ${TIERS[tier]}`),
     ...faults,

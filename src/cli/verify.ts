@@ -2,6 +2,7 @@ import { type Config, loadConfig } from '../config.ts';
 import { CoregentError, EXIT } from '../model/error.ts';
 import { tableLabel } from '../model/table.ts';
 import { readTables } from '../pg/catalog.ts';
+import { readPaused, sayPaused } from '../pg/paused.ts';
 import { closeRegions, type OpenRegion, openRegions } from '../pg/setup.ts';
 import { type Difference, repair, type TableVerdict, verifyTable } from '../pg/verify.ts';
 import type { Context } from './context.ts';
@@ -16,7 +17,7 @@ export interface VerifyOptions {
 /** Differing rows that are printed; --json has all. */
 const LISTED = 50;
 
-/** `coregent verify`: compares the regions' rows while writes go on. 0 equal, 3 differing rows; --repair joins them and looks again. */
+/** `coregent verify`: compares the regions' rows while writes go on. 0 equal, 3 differing rows or tables that pause; --repair joins them and looks again. */
 export async function run(options: VerifyOptions, context: Context): Promise<number> {
   const config = await loadConfig(context.config, context.env);
   const open = await openRegions(config, 'verify');
@@ -40,9 +41,13 @@ export async function run(options: VerifyOptions, context: Context): Promise<num
       );
     } else {
       context.out(summary(verdicts, open, context.colour));
+      for (const { paused } of verdicts) {
+        for (const why of paused) context.out(visible(why));
+      }
       if (differences.length > 0) context.out(list(differences, open));
     }
-    return differences.length > 0 ? EXIT.findings : EXIT.ok;
+    const paused = verdicts.some((verdict) => verdict.paused.length > 0);
+    return differences.length > 0 || paused ? EXIT.findings : EXIT.ok;
   } finally {
     await closeRegions(open);
   }
@@ -66,14 +71,35 @@ async function verifyAll(
     bar.update(verdicts.length);
   }
   bar.done();
+  if (!options.table) verdicts.push(...(await gone(config, open, verdicts)));
   return verdicts;
+}
+
+/** Tables that pause and are not there to be compared. */
+async function gone(
+  config: Config,
+  open: readonly OpenRegion[],
+  known: readonly TableVerdict[],
+): Promise<TableVerdict[]> {
+  const found = new Map<string, string[]>();
+  for (const { region, client } of open) {
+    for (const paused of await readPaused(client, config, region)) {
+      if (known.some(({ table: name }) => name === paused.table)) continue;
+      found.set(paused.table, [...(found.get(paused.table) ?? []), sayPaused(region.name, paused)]);
+    }
+  }
+  return [...found].map(([name, paused]) => ({ table: name, rows: [], differences: [], moving: 0, paused }));
 }
 
 function summary(verdicts: readonly TableVerdict[], open: readonly OpenRegion[], colour: boolean): string {
   const rows = verdicts.map((verdict) => [
     visible(verdict.table),
-    ...verdict.rows.map(String),
-    verdict.differences.length === 0 ? 'equal' : `${verdict.differences.length} differ`,
+    ...(verdict.paused.length > 0 ? open.map(() => '–') : verdict.rows.map(String)),
+    verdict.paused.length > 0
+      ? 'paused'
+      : verdict.differences.length === 0
+        ? 'equal'
+        : `${verdict.differences.length} differ`,
     verdict.moving === 0 ? '' : `${verdict.moving} rows kept changing`,
   ]);
   const columns = [

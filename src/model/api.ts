@@ -26,6 +26,18 @@ export interface LastError {
   readonly at: string;
 }
 
+/** A table of a peer that is not followed: it differs in the two regions, or rows of it came and went unseen. */
+export interface PausedTable {
+  readonly table: string;
+  /** `joining`: both regions have it alike, it is followed again, and what was missed is being copied. */
+  readonly state: 'paused' | 'joining';
+  readonly reason: string;
+  /** ISO 8601, UTC. */
+  readonly since: string;
+  /** Rows copied so far. */
+  readonly rows: number;
+}
+
 /** One peer as this agent sees it. Null means not known yet. LSNs are texts like `16/B374D848`, times ISO 8601 in UTC. */
 export interface PeerStatus {
   readonly region: string;
@@ -50,6 +62,7 @@ export interface PeerStatus {
   readonly transactions: number;
   readonly rows: number;
   readonly conflicts: number;
+  readonly paused: readonly PausedTable[];
   readonly last_error: LastError | null;
 }
 

@@ -85,6 +85,7 @@ export const errors = {
 
   schema_missing: { exit: 1, retry: 'later', cure: 'Run `coregent apply`: this region is not installed.' },
   schema_differs: { exit: 1, retry: 'later', cure: 'Make the table equal in every region, then run `coregent apply`.' },
+  schema_changed: { exit: 1, retry: 'later', cure: 'None needed: the link begins again with the tables as they are.' },
   schema_too_new: {
     exit: 1,
     retry: 'never',

@@ -48,9 +48,12 @@ export function tableId(table: { readonly schema: string; readonly name: string 
   return createHash('sha256').update(`${table.schema}\0${table.name}`).digest('hex').slice(0, 16);
 }
 
+/** What names of tables of tombstones begin with. */
+export const TOMBSTONES = 'tomb_';
+
 /** The table in schema `coregent` that remembers this table's deletes. */
 export function tombstoneName(table: { readonly schema: string; readonly name: string }): string {
-  return `tomb_${tableId(table)}`;
+  return `${TOMBSTONES}${tableId(table)}`;
 }
 
 /**

@@ -1,7 +1,6 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { type Column, PARENT, type Table, VERSION } from '../model/table.ts';
-import { ident } from '../quote.ts';
 import { findTypes } from './types.ts';
 
 /** A table as inspection finds it, replicated or not. */
@@ -135,17 +134,14 @@ export async function readInstalled(client: pg.Client, where: string): Promise<I
   return { catalogVersion: row.version, region: row.region, tables: row.tables };
 }
 
-/** The replicated tables as this region has them now. Throws `schema_missing` when one is gone. */
+/** The replicated tables as this region has them now; one that is gone is left out. Throws `schema_missing` without a catalog. */
 export async function readTables(client: pg.Client, where: string): Promise<Table[]> {
   const installed = await readInstalled(client, where);
   if (!installed) throw new CoregentError('schema_missing', 'schema coregent is not there', { where });
   const found = await findTables(client);
-  return installed.tables.map(({ schema, name }) => {
-    const table = found.find((candidate) => candidate.schema === schema && candidate.name === name);
-    if (!table)
-      throw new CoregentError('schema_differs', `the table ${ident(schema)}.${ident(name)} is gone`, { where });
-    return table;
-  });
+  return installed.tables.flatMap(
+    ({ schema, name }) => found.find((candidate) => candidate.schema === schema && candidate.name === name) ?? [],
+  );
 }
 
 /** Who a server is. LSNs are only comparable between equal identities (PostgreSQL, IDENTIFY_SYSTEM). */

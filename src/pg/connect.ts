@@ -25,6 +25,11 @@ const PINNED = [
   ['client_encoding', 'UTF8'],
 ] as const;
 
+/** Whatever runs one statement: a connection, or a turn of one that several share. */
+export interface Queryable {
+  query(text: string, values?: unknown[]): Promise<pg.QueryResult>;
+}
+
 /** What a connection is for; shown in `pg_stat_activity.application_name`. */
 export interface ConnectOptions {
   /** Ends up as `coregent <purpose>`. */

@@ -2,6 +2,8 @@ import type pg from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
 import { CoregentError, classify } from '../model/error.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
+import type { Version } from '../model/version.ts';
+import { pause } from '../pause.ts';
 import { Batch, type Route, textsOf } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
@@ -14,6 +16,21 @@ const BATCH_ROWS = 20_000;
 const BATCH_BYTES = 16 * 1024 * 1024;
 const HEADER_BYTES = 19;
 
+/** A batch that only bad luck stopped (a deadlock, a lock timeout) is tried so many times. */
+const TRIES = 20;
+const RETRY_MS = 100;
+
+/** What is to be joined, and who is told. */
+export interface JoinOptions {
+  readonly onRows?: (rows: number) => void;
+  /** Keys as JSON objects: these and no others. */
+  readonly only?: readonly unknown[];
+  /** Rows and tombstones of this version and later. */
+  readonly from?: Version;
+  /** Waits until a batch may become visible. */
+  readonly ready?: (batch: Batch) => Promise<void>;
+}
+
 /** What joining a table's rows did. */
 export interface Joined {
   readonly rows: number;
@@ -24,14 +41,12 @@ export interface Joined {
  * Copies a peer's rows and tombstones of one table through the same join that applies its stream.
  * Idempotent, and safe while writes and agents go on, as long as the peer's slot was made before:
  * what commits later arrives by the slot, and what arrives twice changes nothing.
- * `only`: keys as JSON objects, to join these and no others.
  */
 export async function joinTable(
   peer: pg.Client,
   store: Store,
   target: Target,
-  onRows: (rows: number) => void,
-  only?: readonly unknown[],
+  { onRows = () => {}, only, from: least, ready }: JoinOptions = {},
 ): Promise<Joined> {
   let rows = 0;
   let conflicts = 0;
@@ -39,24 +54,30 @@ export async function joinTable(
     const { table } = target.staging;
     const columns = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
     const from = tombstone ? qualified('coregent', tombstoneName(table)) : qualified(table.schema, table.name);
-    const some = only && ` where ${keyIn(table, only)}`;
+    const some = [
+      ...(only ? [keyIn(table, only)] : []),
+      ...(least === undefined ? [] : [`t.${ident(VERSION)} >= ${least}`]),
+    ];
+    const where = some.length > 0 ? ` where ${some.join(' and ')}` : '';
     const route = straightRoute(target, tombstone, columns);
     let batch = new Batch();
-    for await (const tuple of copyOut(
-      peer,
-      `copy (select ${columns.map((name) => outOf(table, name)).join(', ')} from ${from} t${some ?? ''}) to stdout (format binary)`,
-    )) {
-      batch.add(route, tuple.bytes, tuple.at, false);
-      if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
+    const take = async (): Promise<void> => {
+      if (batch.rows === 0) return;
+      await ready?.(batch);
       conflicts += (await applyPatiently(store, batch)).conflicts.length;
       rows += batch.rows;
       onRows(batch.rows);
       batch = new Batch();
+    };
+    for await (const tuple of copyOut(
+      peer,
+      `copy (select ${columns.map((name) => outOf(table, name)).join(', ')} from ${from} t${where}) to stdout (format binary)`,
+    )) {
+      batch.add(route, tuple.bytes, tuple.at, false);
+      if (batch.rows < BATCH_ROWS && batch.bytes < BATCH_BYTES) continue;
+      await take();
     }
-    if (batch.rows === 0) continue;
-    conflicts += (await applyPatiently(store, batch)).conflicts.length;
-    rows += batch.rows;
-    onRows(batch.rows);
+    await take();
   }
   return { rows, conflicts };
 }
@@ -69,14 +90,23 @@ export function outOf(table: Table, column: string): string {
 
 /** Applies; a batch with a row at fault goes once more, each row by itself, so that only that one is parked. */
 async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
+  let isolated = false;
   try {
-    return await store.apply(batch);
-  } catch (error) {
-    if (classify(error).code !== 'apply_failed') throw error;
-  }
-  store.isolateFaults(true);
-  try {
-    return await store.apply(batch);
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await store.apply(batch);
+      } catch (error) {
+        const { code } = classify(error);
+        if (code === 'apply_failed' && !isolated) {
+          isolated = true;
+          store.isolateFaults(true);
+        } else if (code !== 'apply_interrupted' || attempt === TRIES) {
+          throw error;
+        } else {
+          await pause(RETRY_MS);
+        }
+      }
+    }
   } finally {
     store.isolateFaults(false);
   }

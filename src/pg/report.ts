@@ -4,6 +4,7 @@ import { CoregentError, classify } from '../model/error.ts';
 import { findTier } from './applier.ts';
 import { readInstalled, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
+import { type Paused, readPaused } from './paused.ts';
 
 /** One region as `status` finds it. */
 export interface RegionReport {
@@ -19,6 +20,8 @@ export interface RegionReport {
   readonly tables: number | null;
   readonly conflicts: number | null;
   readonly parked: number | null;
+  /** Tables of a peer that pause here, or are being joined. */
+  readonly paused: readonly Paused[] | null;
   readonly error: { readonly code: string; readonly message: string } | null;
 }
 
@@ -62,7 +65,7 @@ async function reportRegion(
   config: Config,
   region: RegionConfig,
 ): Promise<{ report: RegionReport; links: LinkReport[] }> {
-  const unknown = { version: null, tier: null, agent: null, tables: null, conflicts: null, parked: null };
+  const unknown = { version: null, tier: null, agent: null, tables: null, conflicts: null, parked: null, paused: null };
   const links = (state: LinkReport['state']): LinkReport[] =>
     config.regions
       .filter((other) => other !== region)
@@ -128,6 +131,7 @@ async function reportRegion(
         version: version[0].server_version,
         tier: await findTier(client),
         ...counts[0],
+        paused: await readPaused(client, config, region),
         error: null,
       },
       links: links('missing').map((link) => {

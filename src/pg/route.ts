@@ -1,25 +1,57 @@
-import { CoregentError } from '../model/error.ts';
-import { PARENT, tombstoneName, VERSION } from '../model/table.ts';
-import type { Route } from '../pipe/batch.ts';
-import { makeRoute } from '../pipe/decode.ts';
+import { PARENT, TOMBSTONES, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import type { Passing, Route } from '../pipe/batch.ts';
+import { makeRoute, missingColumns } from '../pipe/decode.ts';
 import type { Relation } from '../wire/pgoutput.ts';
+import type { Standing } from './standing.ts';
 import type { Target } from './target.ts';
 
-/** Maps a peer's relations to this region's tables, by name. */
-export function router(targets: readonly Target[]): (relation: Relation) => Route | undefined {
-  const rows = new Map(
-    targets.map((target) => [`${target.staging.table.schema}\0${target.staging.table.name}`, target]),
-  );
+/** How the peer has its tables, and which of them pause. */
+export interface PeerTables {
+  /** The peer's tables, by id. */
+  readonly standings: ReadonlyMap<string, Standing>;
+  /** Why a table pauses, by id. */
+  readonly differing: ReadonlyMap<string, string>;
+  /** A table pauses that did not when the session began. */
+  readonly pauses: (passing: Passing) => void;
+}
+
+/** Maps a peer's relations to this region's tables, by name. Without `peer`, all that is alike by name is taken. */
+export function router(targets: readonly Target[], peer?: PeerTables): (relation: Relation) => Route | Passing {
+  const byId = new Map(targets.map((target) => [tableId(target.staging.table), target]));
   const tombstones = new Map(targets.map((target) => [tombstoneName(target.staging.table), target]));
   return (relation) => {
     const tombstone = relation.schema === 'coregent';
-    const target = tombstone ? tombstones.get(relation.name) : rows.get(`${relation.schema}\0${relation.name}`);
-    // A table that `apply` has just added: a new session reads the catalog anew. Its rows must not be passed over.
-    if (!target)
-      throw new CoregentError('schema_missing', 'the peer replicates a table that this region does not', {
-        where: `${relation.schema}.${relation.name}`,
-      });
-    const staged = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
-    return makeRoute(relation, target.staging, tombstone, { staged, version: VERSION, parent: PARENT });
+    const target = tombstone ? tombstones.get(relation.name) : byId.get(tableId(relation));
+    const id = tombstone ? relation.name.slice(TOMBSTONES.length) : tableId(relation);
+    const standing = peer?.standings.get(id);
+    const known = peer?.differing.get(id);
+    const staged = target && (tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns);
+    const reason =
+      known ??
+      (staged ? missingColumns(relation, staged) : 'this region does not replicate it: run `coregent apply`') ??
+      (standing && changedType(relation, standing));
+    if (reason === undefined) {
+      return makeRoute(relation, target!.staging, tombstone, { staged: staged!, version: VERSION, parent: PARENT });
+    }
+    const passing = {
+      table: id,
+      label: standing?.label ?? (tombstone ? id : tableLabel(relation)),
+      reason,
+      version: relation.columns.findIndex(({ name }) => name === VERSION),
+    };
+    if (known === undefined) peer?.pauses(passing);
+    return passing;
   };
+}
+
+/** Rows on their way may be older than the peer's table is now: of a type that it had then. */
+function changedType(relation: Relation, standing: Standing): string | undefined {
+  const now = new Map(standing.columns.map((column) => [column.name, column]));
+  for (const { name, oid, modifier } of relation.columns) {
+    const column = now.get(name);
+    if (column && (column.oid !== oid || column.modifier !== modifier)) {
+      return `rows on their way have ${name} in another type than the peer has now`;
+    }
+  }
+  return undefined;
 }

@@ -301,7 +301,7 @@ async function joinEdge(
     for (const { id, label, rows } of [...work].sort((a, b) => places.get(a.id)! - places.get(b.id)!)) {
       const target = ordered[places.get(id)!]!;
       const progress = events.join(label, from.region.name, to.region.name, rows);
-      const joined = await joinTable(from.client, store, target, (more) => progress.rows(more));
+      const joined = await joinTable(from.client, store, target, { onRows: (more) => progress.rows(more) });
       await markJoined(edge, id);
       progress.done(joined.conflicts);
     }

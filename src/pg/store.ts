@@ -6,6 +6,7 @@ import { copyStream, type Tuples } from '../wire/tuples.ts';
 import { Crossing, removeBuried } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import { Isolation, type Place } from './isolate.ts';
+import { passSteps } from './paused.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import {
   applyError,
@@ -165,6 +166,7 @@ export class Store {
         if (localLsn !== undefined) return this.#receipt(batch, localLsn);
       }
       if (!this.#open) this.#queued = this.#begin();
+      this.#queued.push(...this.#passSteps(batch));
       this.#open = true;
       if (this.#isolate) await this.#isolation.apply(batch.tables.values());
       else if (this.#foreign) await this.#applyInOrder(batch);
@@ -194,7 +196,7 @@ export class Store {
    * or anything else went wrong: the other ways then find out what.
    */
   async #applyAtOnce(batch: Batch): Promise<LSN | undefined> {
-    const steps = this.#begin();
+    const steps = [...this.#begin(), ...this.#passSteps(batch)];
     for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
       if (group.tuples.live > 0) steps.push(wholeStep(this.#target(table), group, asRecords(table.staging, group)));
     }
@@ -207,6 +209,10 @@ export class Store {
     }
     this.#pauses.delete(AT_ONCE);
     return this.#committed(batch, results, this.#crossing.questions().length);
+  }
+
+  #passSteps(batch: Batch): Step[] {
+    return this.#progress ? passSteps(this.#progress.slot, batch.passed) : [];
   }
 
   #note(kind: 'inserted' | 'buried', target: Target, keys: () => Tuples): void {

@@ -1,12 +1,13 @@
 import type { Config } from '../config.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
-import { PARENT, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { joinTable, keyIn } from './join.ts';
+import { readPaused, sayPaused } from './paused.ts';
 import type { OpenRegion } from './setup.ts';
 import { Store } from './store.ts';
 import { prepareTargets } from './target.ts';
@@ -36,6 +37,8 @@ export interface TableVerdict {
   readonly differences: readonly Difference[];
   /** Rows that were written anew each time they were looked at, and were never behind. */
   readonly moving: number;
+  /** Why the table pauses between which regions; then its rows are not compared. */
+  readonly paused: readonly string[];
 }
 
 /** Rows are compared in so many groups, by hash of the key; only groups that differ are looked at row by row. */
@@ -50,6 +53,8 @@ const KEYS_PER_QUERY = 2_000;
  * (`barrier`), so writes under way are never taken for differences. Throws `peer_behind` when a region does not follow.
  */
 export async function verifyTable(config: Config, open: readonly OpenRegion[], table: Table): Promise<TableVerdict> {
+  const paused = await pausedIn(config, open, table);
+  if (paused.length > 0) return { table: tableLabel(table), rows: [], differences: [], moving: 0, paused };
   const digests = await Promise.all(open.map(({ client }) => digest(client, table)));
   const rows = digests.map((each) => [...each.values()].reduce((sum, { count }) => sum + count, 0));
   const buckets: number[] = [];
@@ -58,7 +63,7 @@ export async function verifyTable(config: Config, open: readonly OpenRegion[], t
     if (digests.some((each) => each.get(bucket)?.digest !== first)) buckets.push(bucket);
   }
   const verdict = { table: tableLabel(table), rows };
-  if (buckets.length === 0) return { ...verdict, differences: [], moving: 0 };
+  if (buckets.length === 0) return { ...verdict, differences: [], moving: 0, paused: [] };
 
   let suspects = await suspectsIn(open, table, buckets);
   const differences: Difference[] = [];
@@ -82,7 +87,18 @@ export async function verifyTable(config: Config, open: readonly OpenRegion[], t
     }
     suspects = next;
   }
-  return { ...verdict, differences, moving: suspects.length };
+  return { ...verdict, differences, moving: suspects.length, paused: [] };
+}
+
+/** What stands between regions and their comparison: rows of the table are passed over, or being joined. */
+async function pausedIn(config: Config, open: readonly OpenRegion[], table: Table): Promise<string[]> {
+  const found: string[] = [];
+  for (const { region, client } of open) {
+    for (const paused of await readPaused(client, config, region, tableId(table))) {
+      found.push(sayPaused(region.name, paused));
+    }
+  }
+  return found;
 }
 
 /** Joins the rows that differ from every region into every other. The rows' own rule decides, as it does for the stream. */
@@ -106,7 +122,7 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
           .map(({ key }) => key);
         for (const from of open) {
           if (from === to) continue;
-          for (const some of chunks(keys)) await joinTable(from.client, store, target, () => {}, some);
+          for (const some of chunks(keys)) await joinTable(from.client, store, target, { only: some });
         }
       }
     } finally {

@@ -58,6 +58,25 @@ export function textsOf(table: Table, at: (name: string) => number): readonly nu
   return texts.length > 0 ? texts : undefined;
 }
 
+/** A relation whose rows are passed over, because its table is not alike here and at the peer: it pauses. */
+export interface Passing {
+  /** The table's id; see `tableId`. */
+  readonly table: string;
+  /** How people write its name. */
+  readonly label: string;
+  readonly reason: string;
+  /** Position of the version in the peer's tuple; -1 when it has none. */
+  readonly version: number;
+}
+
+/** What a batch passes over of one table. */
+export interface Passed {
+  readonly label: string;
+  readonly reason: string;
+  /** The least version among the rows and tombstones passed over. */
+  readonly least: Version;
+}
+
 /** Rows of one kind that one statement can apply. */
 export interface Group {
   readonly kind: 'insert' | 'update' | 'tombstone';
@@ -88,6 +107,8 @@ const GROUPS = 2 ** 20;
 /** Whole transactions of one peer (or a part of one that is too large), collapsed to one write per key, as bytes. */
 export class Batch {
   readonly tables = new Map<number, TableBatch>();
+  /** What is passed over, by table id; only where it begins, or lies before what was passed over earlier. */
+  readonly passed = new Map<string, Passed>();
   /** Rows received, before collapsing. */
   rows = 0;
   /** Bytes staged. */

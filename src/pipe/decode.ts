@@ -1,5 +1,6 @@
 import { CoregentError } from '../model/error.ts';
 import { type LSN, LSN_ZERO, lsnOf } from '../model/lsn.ts';
+import { regionOf } from '../model/version.ts';
 import {
   emptyLocated,
   type Located,
@@ -10,9 +11,10 @@ import {
   type Relation,
   skipTuple,
   TUPLE,
+  valueAt,
   violation,
 } from '../wire/pgoutput.ts';
-import { Batch, type Route, textsOf } from './batch.ts';
+import { Batch, type Passing, type Route, textsOf } from './batch.ts';
 import { Spool } from './spool.ts';
 
 /** What the decoder needs to know of the peer. */
@@ -21,8 +23,8 @@ export interface DecodeOptions {
   readonly region: number;
   /** Transactions that end at or before this position were applied here already. */
   readonly progress: LSN;
-  /** Where rows of a relation go; `undefined` for a relation that is not replicated here. */
-  readonly route: (relation: Relation) => Route | undefined;
+  /** Where rows of a relation go, or why they are passed over; `undefined` for a relation that is of no interest here. */
+  readonly route: (relation: Relation) => Route | Passing | undefined;
   /** When the batch must be taken before more is decoded. */
   readonly limits: { readonly rows: number; readonly bytes: number };
 }
@@ -34,6 +36,9 @@ export interface DecodeOptions {
 export class Decoder {
   readonly #options: DecodeOptions;
   readonly #routes = new Map<number, Route | undefined>();
+  readonly #passing = new Map<number, Passing>();
+  /** By table, the least version that was passed over; what is not below it needs no saying. */
+  readonly #least = new Map<string, bigint>();
   readonly #at = emptyLocated();
   #batch = new Batch();
   #inTransaction = false;
@@ -85,9 +90,20 @@ export class Decoder {
     return this.#batch.rows;
   }
 
-  /** Whether rows wait here, those of an open transaction included. */
+  /** Whether nothing waits here: no row, those of an open transaction included, and nothing passed over. */
   get empty(): boolean {
-    return this.#batch.rows === 0 && !this.#spilled && this.#replay === undefined;
+    return this.#batch.rows === 0 && this.#batch.passed.size === 0 && !this.#spilled && this.#replay === undefined;
+  }
+
+  /** Whether rows of the table are passed over as its last description stands. */
+  passes(table: string): boolean {
+    for (const passing of this.#passing.values()) if (passing.table === table) return true;
+    return false;
+  }
+
+  /** The table is about to be joined: whatever is passed over from now on is said again. */
+  forget(table: string): void {
+    this.#least.delete(table);
   }
 
   /** The peer says that there is nothing for us before `lsn`. */
@@ -185,7 +201,11 @@ export class Decoder {
         return;
       case MESSAGE.relation: {
         const relation = parseRelation(bytes, start + 1, end);
-        this.#routes.set(relation.id, this.#options.route(relation));
+        const route = this.#options.route(relation);
+        const passing = route !== undefined && 'reason' in route ? route : undefined;
+        if (passing) this.#passing.set(relation.id, passing);
+        else this.#passing.delete(relation.id);
+        this.#routes.set(relation.id, route !== undefined && 'reason' in route ? undefined : route);
         return;
       }
       case MESSAGE.origin:
@@ -202,7 +222,7 @@ export class Decoder {
   #commit(endLsn: LSN, committedAtMs: number): void {
     if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
     this.#inTransaction = false;
-    if (this.#openRows > 0 || this.#spilled) {
+    if (this.#openRows > 0 || this.#spilled || this.#batch.passed.size > 0) {
       this.#batch.commit(endLsn, committedAtMs);
       this.#forgetTail();
       this.#spilled = false;
@@ -234,6 +254,8 @@ export class Decoder {
     const id = bytes.readUInt32BE(start + 1);
     const route = this.#routes.get(id);
     if (route === undefined) {
+      const passing = this.#passing.get(id);
+      if (passing) this.#passOver(passing, bytes, start, end);
       if (this.#routes.has(id)) return;
       throw violation(`a row of the relation ${id}, which it did not describe`);
     }
@@ -264,6 +286,24 @@ export class Decoder {
     this.#tail.bytes.push(bytes);
     this.#tail.start.push(start);
     this.#tail.end.push(end);
+  }
+
+  /** Remembers that a row was left out. Said too early, it only makes the join begin lower: that a batch ends here is no matter. */
+  #passOver({ table, label, reason, version }: Passing, bytes: Buffer, start: number, end: number): void {
+    let at = start + 5;
+    if (bytes[start] === MESSAGE.update && bytes[at] !== TUPLE.new) at = skipTuple(bytes, at + 1, end);
+    if (bytes[at] !== TUPLE.new) throw violation('a row without its new tuple');
+    const value = valueAt(bytes, at + 1, end, version);
+    // Without a version nothing can be said of it: everything must be joined.
+    const found = value?.length === 8 ? value.readBigInt64BE(0) : 0n;
+    if (found !== 0n && regionOf(found) !== this.#options.region) {
+      this.#foreign++;
+      return;
+    }
+    const least = this.#least.get(table);
+    if (least !== undefined && found >= least) return;
+    this.#least.set(table, found);
+    this.#batch.passed.set(table, { label, reason, least: found });
   }
 
   /**
@@ -307,7 +347,19 @@ function checkTexts({ texts = [] }: Route, at: Located): void {
   );
 }
 
-/** Maps a peer's relation onto a table here. Throws `schema_differs` when a column is missing on one side. */
+/** What stands in the way of mapping a peer's relation onto staged columns; undefined when nothing does. */
+export function missingColumns(relation: Relation, staged: readonly string[]): string | undefined {
+  const there = new Set(relation.columns.map(({ name }) => name));
+  const missing = staged.filter((name) => !there.has(name));
+  const extra = [...there].filter((name) => !staged.includes(name));
+  const what = [
+    missing.length > 0 ? `the peer lacks ${missing.join(', ')}` : '',
+    extra.length > 0 ? `this region lacks ${extra.join(', ')}` : '',
+  ];
+  return what.filter(Boolean).join('; ') || undefined;
+}
+
+/** Maps a peer's relation onto a table here; both have the same columns. */
 export function makeRoute(
   relation: Relation,
   staging: Route['staging'],
@@ -315,17 +367,6 @@ export function makeRoute(
   names: { readonly staged: readonly string[]; readonly version: string; readonly parent: string },
 ): Route {
   const position = new Map(relation.columns.map((column, index) => [column.name, index]));
-  const missing = names.staged.filter((name) => !position.has(name));
-  const extra = relation.columns.map((column) => column.name).filter((name) => !names.staged.includes(name));
-  if (missing.length > 0 || extra.length > 0) {
-    const what = [
-      missing.length > 0 ? `the peer lacks ${missing.join(', ')}` : '',
-      extra.length > 0 ? `this region lacks ${extra.join(', ')}` : '',
-    ];
-    throw new CoregentError('schema_differs', what.filter(Boolean).join('; '), {
-      where: `${relation.schema}.${relation.name}`,
-    });
-  }
   const at = (name: string): number => position.get(name)!;
   return {
     staging,

@@ -129,7 +129,7 @@ export function compile(table: Table): Compiled {
     'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
-  const told = 'returning kind, outcome, local_version = incoming_version';
+  const told = 'on conflict do nothing returning kind, outcome, local_version = incoming_version';
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const asked = (versions: string): string => `(${versions}::int8[] is null or ${v('s')} = any (${versions}::int8[]))`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;

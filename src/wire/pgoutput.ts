@@ -10,7 +10,8 @@ export interface Relation {
   readonly id: number;
   readonly schema: string;
   readonly name: string;
-  readonly columns: readonly { readonly name: string; readonly oid: number }[];
+  /** The type's OID and modifier are the peer's. */
+  readonly columns: readonly { readonly name: string; readonly oid: number; readonly modifier: number }[];
 }
 
 /** First bytes of the messages that are used. */
@@ -111,17 +112,35 @@ export function skipTuple(bytes: Buffer, at: number, end: number): number {
   return pos;
 }
 
+/**
+ * The value of one column of the tuple at `at`, of which nothing else is looked at; undefined for null, a value that was not
+ * sent, or a column that is not there.
+ */
+export function valueAt(bytes: Buffer, at: number, end: number, wanted: number): Buffer | undefined {
+  const count = bytes.readInt16BE(at);
+  let pos = at + 2;
+  for (let column = 0; column < count; column++) {
+    const kind = bytes[pos++];
+    const length = kind === NULL || kind === UNCHANGED ? -1 : bytes.readInt32BE(pos);
+    const start = length < 0 ? pos : pos + 4;
+    pos = start + Math.max(0, length);
+    if (pos > end) throw violation('a tuple that ends behind its message');
+    if (column === wanted) return length < 0 ? undefined : bytes.subarray(start, pos);
+  }
+  return undefined;
+}
+
 /** Parses a Relation message that begins at `at` (behind its first byte). */
 export function parseRelation(bytes: Buffer, at: number, end: number): Relation {
   const id = bytes.readUInt32BE(at);
   const [schema, afterSchema] = cstring(bytes, at + 4, end);
   const [name, afterName] = cstring(bytes, afterSchema, end);
   const count = bytes.readInt16BE(afterName + 1);
-  const columns: { name: string; oid: number }[] = [];
+  const columns: { name: string; oid: number; modifier: number }[] = [];
   let pos = afterName + 3;
   for (let column = 0; column < count; column++) {
     const [columnName, after] = cstring(bytes, pos + 1, end);
-    columns.push({ name: columnName, oid: bytes.readUInt32BE(after) });
+    columns.push({ name: columnName, oid: bytes.readUInt32BE(after), modifier: bytes.readInt32BE(after + 4) });
     pos = after + 8;
   }
   if (pos > end) throw violation('a relation that ends behind its message');

@@ -113,7 +113,9 @@ export async function deliverJoin(
   keyBytes: KeyBytes,
 ): Promise<Receipt[]> {
   const route = router([target]);
-  const routes = describeTable(target.staging.table).map((message) => route(parseRelation(message, 1, message.length)));
+  const routes = describeTable(target.staging.table).map(
+    (message) => route(parseRelation(message, 1, message.length)) as Route,
+  );
   const receipts: Receipt[] = [];
   const copied: [Route, Cell[][]][] = [
     [

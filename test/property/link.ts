@@ -92,7 +92,7 @@ async function openRegion(schema: string, id: number): Promise<TestRegion> {
       return await pull(from, region, store, rows);
     },
     async join(from, table) {
-      await joinTable(from.applier.client, applier.store(), applier.targets.get(`public.${table}`)!, () => {});
+      await joinTable(from.applier.client, applier.store(), applier.targets.get(`public.${table}`)!);
     },
     async conflicts() {
       const { rows } = await database.query('select kind, outcome from coregent.conflict_record order by id');

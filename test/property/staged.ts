@@ -1,11 +1,19 @@
 import { PARENT, type Table, tombstoneName, VERSION } from '../../src/model/table.ts';
 import type { Version } from '../../src/model/version.ts';
-import { asRecords, type Batch, type Group, makeStaging, type Route, type Staging } from '../../src/pipe/batch.ts';
-import { makeRoute } from '../../src/pipe/decode.ts';
+import {
+  asRecords,
+  type Batch,
+  type Group,
+  makeStaging,
+  type Passing,
+  type Route,
+  type Staging,
+} from '../../src/pipe/batch.ts';
+import { makeRoute, missingColumns } from '../../src/pipe/decode.ts';
 import type { Relation } from '../../src/wire/pgoutput.ts';
 
 /** Routes a peer's relations to one table here and to its tombstones, as the agent does; other relations go nowhere. */
-export function routeTo(staging: Staging): (relation: Relation) => Route | undefined {
+export function routeTo(staging: Staging): (relation: Relation) => Route | Passing | undefined {
   const { table } = staging;
   const metadata = [VERSION, PARENT];
   return (relation) => {
@@ -13,6 +21,9 @@ export function routeTo(staging: Staging): (relation: Relation) => Route | undef
     if (relation.name !== (tombstone ? tombstoneName(table) : table.name)) return undefined;
     const names = tombstone ? table.key : table.columns.map((column) => column.name);
     const staged = [...names, ...metadata];
+    const reason = missingColumns(relation, staged);
+    const version = relation.columns.findIndex(({ name }) => name === VERSION);
+    if (reason) return { table: table.name, label: table.name, reason, version };
     return makeRoute(relation, staging, tombstone, { staged, version: VERSION, parent: PARENT });
   };
 }

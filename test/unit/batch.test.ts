@@ -21,8 +21,8 @@ function batchOf(table: Table = NOTES) {
   const batch = new Batch();
   const at = emptyLocated();
   const staging = stagingOf(table);
-  const [rows, tombstones] = describeTable(table).map((message) =>
-    routeTo(staging)(parseRelation(message, 1, message.length)),
+  const [rows, tombstones] = describeTable(table).map(
+    (message) => routeTo(staging)(parseRelation(message, 1, message.length)) as Route,
   );
   const add = (route: Route, cells: readonly Cell[], update: boolean): void => {
     const message = insert(ROWS, cells);

@@ -303,13 +303,6 @@ describe('a peer that does not speak the protocol', () => {
     expect(codeOf(() => push(...messages))).toBe('peer_protocol');
   });
 
-  it('schema_differs: a column is missing on one side', () => {
-    const { push } = decoderOf();
-    const names = ['id', 'a', '_coregent_version', '_coregent_parent'];
-    expect(codeOf(() => push(relation(ROWS, 'public', 'notes', [...names, 'b'])))).toBe('schema_differs');
-    expect(codeOf(() => push(relation(ROWS, 'public', 'notes', names.slice(1))))).toBe('schema_differs');
-  });
-
   it('schema_differs: a column comes as text whose type has a binary form here', () => {
     const { push, describe } = decoderOf();
     describe();
@@ -351,6 +344,56 @@ describe('a peer that does not speak the protocol', () => {
       }),
       { numRuns: 2_000 },
     );
+  });
+});
+
+describe('a table that differs at the peer', () => {
+  const names = ['id', 'a', '_coregent_version', '_coregent_parent', 'b'];
+  const wide = (id: number, micros: number, region = PEER): Buffer =>
+    insert(ROWS, [int4(id), null, int8(makeVersion(BigInt(micros), region)), int8(0), text('b')]);
+
+  it('is passed over, from its least version on, and the batch moves progress past it', () => {
+    const { decoder, push } = decoderOf();
+    push(relation(ROWS, 'public', 'notes', names));
+    push(begin(90n), wide(1, 50), wide(2, 40), commit(100n), begin(110n), wide(3, 60), commit(120n));
+    expect(decoder.empty).toBe(false);
+    expect(decoder.passes('notes')).toBe(true);
+    const batch = decoder.take();
+    expect(batch).toMatchObject({ rows: 0, transactions: 2, endLsn: 120n });
+    expect([...batch.passed]).toEqual([['notes', { label: 'notes', reason: 'this region lacks b', least: mine(40) }]]);
+  });
+
+  it('is said once: what is later needs no saying, until it is about to be joined', () => {
+    const { decoder, push } = decoderOf();
+    push(relation(ROWS, 'public', 'notes', names));
+    push(begin(90n), wide(1, 50), commit(100n));
+    decoder.take();
+    push(begin(110n), wide(1, 60), commit(120n));
+    expect(decoder.ready).toBe(false);
+    expect(decoder.position).toBe(120n);
+    decoder.forget('notes');
+    push(begin(130n), wide(1, 70), commit(140n));
+    expect(decoder.take().passed.get('notes')).toMatchObject({ least: mine(70) });
+  });
+
+  it('is none of this peer’s business where another region wrote the row', () => {
+    const { decoder, push } = decoderOf();
+    push(relation(ROWS, 'public', 'notes', names));
+    push(begin(90n), wide(1, 50, 2), commit(100n));
+    expect(decoder.ready).toBe(false);
+    expect(decoder.foreignRows).toBe(1);
+  });
+
+  it('goes on when the peer describes it alike, and rows of other tables never stopped', () => {
+    const { decoder, push, describe } = decoderOf();
+    push(relation(ROWS, 'public', 'notes', names.slice(1)));
+    push(begin(90n), insert(ROWS, [null, int8(mine(5)), int8(0), null]), commit(100n));
+    describe();
+    push(begin(110n), row(7, 6), commit(120n));
+    expect(decoder.passes('notes')).toBe(false);
+    const batch = decoder.take();
+    expect(ids(batch)).toEqual([7]);
+    expect(batch.passed.get('notes')?.reason).toBe('the peer lacks id; this region lacks b');
   });
 });
 

@@ -23,6 +23,7 @@ const peer = (region: string, lag_ms: number | null): PeerStatus => ({
   transactions: 1,
   rows: 1,
   conflicts: 0,
+  paused: [],
   last_error: null,
 });
 

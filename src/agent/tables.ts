@@ -1,0 +1,84 @@
+import type pg from 'pg';
+import type { Log } from '../log.ts';
+import { CoregentError } from '../model/error.ts';
+import { type LSN, parseLsn } from '../model/lsn.ts';
+import { type Table, tableId } from '../model/table.ts';
+import { findTables } from '../pg/catalog.ts';
+import type { Queryable } from '../pg/connect.ts';
+import { pauseTable, readOwed } from '../pg/paused.ts';
+import type { PeerTables } from '../pg/route.ts';
+import { disagreement, readStandings, type Standings } from '../pg/standing.ts';
+import type { Decoder } from '../pipe/decode.ts';
+
+/** How this region and a peer have the replicated tables when a session begins: which can travel, and why the others pause. */
+export interface Tables extends PeerTables {
+  /** The tables that are alike, as this region has them. */
+  readonly alike: readonly Table[];
+  readonly here: Standings;
+  readonly there: Standings;
+}
+
+/** Compares the tables of both sides and says which pause. */
+export async function compareTables(
+  { apply, control }: { readonly apply: pg.Client; readonly control: pg.Client },
+  { slot, peer, log }: { readonly slot: string; readonly peer: string; readonly log: Log },
+): Promise<Tables> {
+  // Read before everything else: what changes from now on is seen as a change.
+  const [here, there] = await Promise.all([readStandings(apply), readStandings(control)]);
+  const owed = await readOwed(apply, slot);
+  const differing = new Map<string, string>();
+  for (const id of new Set([...here.tables.keys(), ...there.tables.keys()])) {
+    const [mine, theirs] = [here.tables.get(id), there.tables.get(id)];
+    const reason = disagreement(mine, theirs);
+    if (reason === undefined) continue;
+    differing.set(id, reason);
+    const label = (mine ?? theirs)!.label;
+    await pauseTable(apply, slot, { id, label, reason });
+    if (owed.get(id)?.reason !== reason) log.event('table.paused', { peer, table: label, reason });
+  }
+  const alike = (await findTables(apply)).filter((table) => {
+    const id = tableId(table);
+    return here.tables.has(id) && !differing.has(id);
+  });
+  return {
+    alike,
+    here,
+    there,
+    standings: there.tables,
+    differing,
+    pauses: ({ label, reason }) => log.event('table.paused', { peer, table: label, reason }),
+  };
+}
+
+/** Looks now and then whether the tables are still as they were when the session began. */
+export class Watch {
+  readonly #tables: Tables;
+  readonly #decoder: Decoder;
+  #alikeAt: LSN | undefined;
+
+  constructor(tables: Tables, decoder: Decoder) {
+    this.#tables = tables;
+    this.#decoder = decoder;
+  }
+
+  /** Throws `schema_changed` when a new session would see the tables otherwise. */
+  async look(local: Queryable, control: Queryable): Promise<void> {
+    const { here, there, alike } = this.#tables;
+    const [mine, theirs] = await Promise.all([readStandings(local), readStandings(control)]);
+    if (mine.text !== here.text || theirs.text !== there.text) {
+      throw new CoregentError('schema_changed', 'a replicated table was changed');
+    }
+    if (!alike.some((table) => this.#decoder.passes(tableId(table)))) {
+      this.#alikeAt = undefined;
+      return;
+    }
+    // Rows from before a change pass by although both sides are alike now: until the stream is past the change.
+    if (this.#alikeAt === undefined) {
+      const { rows } = await control.query('select pg_current_wal_flush_lsn()::text as lsn');
+      this.#alikeAt = parseLsn(rows[0].lsn);
+    }
+    if (this.#decoder.position >= this.#alikeAt) {
+      throw new CoregentError('schema_changed', 'the stream is past a change of a replicated table');
+    }
+  }
+}

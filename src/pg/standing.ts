@@ -1,0 +1,120 @@
+import { PARENT, tableId, VERSION } from '../model/table.ts';
+import type { Queryable } from './connect.ts';
+
+/** One column of a table as its region has it now. */
+interface StandingColumn {
+  readonly name: string;
+  /** As a Relation message names the type. */
+  readonly oid: number;
+  readonly modifier: number;
+  /** The type in full: modifier, and what a domain or composite type is made of. */
+  readonly type: string;
+  /** An enum's labels, of the type itself or of what it is made of. */
+  readonly labels: readonly string[];
+}
+
+/** What must be alike in two regions for a table's rows to travel between them. */
+export interface Standing {
+  readonly id: string;
+  /** How people write the table's name. */
+  readonly label: string;
+  /** Why the table cannot take part as its own region has it; undefined when it can. */
+  readonly fault: string | undefined;
+  /** All that travel, version and parent too. */
+  readonly columns: readonly StandingColumn[];
+  readonly key: readonly string[];
+}
+
+/** Every replicated table of a region, by id. */
+export interface Standings {
+  readonly tables: ReadonlyMap<string, Standing>;
+  /** Two readings with the same text found the same. */
+  readonly text: string;
+}
+
+const READ = `
+select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind,
+  (select coalesce(json_agg(json_build_object('name', a.attname, 'oid', a.atttypid::int8, 'modifier', a.atttypmod,
+      'type', format_type(a.atttypid, a.atttypmod)
+        || case when y.typtype = 'd' then ' over ' || format_type(y.typbasetype, y.typtypmod)
+          when y.typtype = 'c' then (select coalesce(string_agg(' ' || f.attname || ' ' || format_type(f.atttypid, f.atttypmod), ',' order by f.attnum), '')
+            from pg_attribute f where f.attrelid = y.typrelid and f.attnum > 0 and not f.attisdropped) else '' end,
+      'labels', (select coalesce(json_agg(e.enumlabel order by e.enumsortorder), '[]') from pg_enum e
+        where e.enumtypid in (y.oid, y.typelem, y.typbasetype))) order by a.attname), '[]')
+    from pg_attribute a join pg_type y on y.oid = a.atttypid
+    where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '') as columns,
+  (select coalesce(json_agg(a.attname order by k.position), '[]')
+    from pg_index i cross join lateral unnest(i.indkey) with ordinality as k (attnum, position)
+    join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+    where i.indrelid = c.oid and i.indisprimary and i.indisvalid and i.indimmediate and k.position <= i.indnkeyatts) as key,
+  (select json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
+    where a.attrelid = to_regclass('coregent.tomb_' || t.table_id) and a.attnum > 0 and not a.attisdropped) as buried
+from coregent.tables t
+left join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on n.nspname = t.schema_name and c.relname = t.table_name
+order by 1`;
+
+/** Reads how every replicated table stands in a region: one query, light enough to be asked every few seconds. */
+export async function readStandings(client: Queryable): Promise<Standings> {
+  const { rows } = await client.query(READ);
+  const tables = rows.map((row): Standing => {
+    const columns = row.columns as StandingColumn[];
+    const key = row.key as string[];
+    return {
+      id: tableId(row),
+      label: `${row.schema}.${row.name}`,
+      fault: faultOf(row.kind, columns, key, row.buried ?? {}),
+      columns,
+      key,
+    };
+  });
+  return { tables: new Map(tables.map((table) => [table.id, table])), text: JSON.stringify(rows) };
+}
+
+function faultOf(
+  kind: string | null,
+  columns: readonly StandingColumn[],
+  key: readonly string[],
+  buried: Readonly<Record<string, string>>,
+): string | undefined {
+  if (kind === null) return 'is gone';
+  if (kind !== 'r') return 'is no ordinary table any more';
+  if (key.length === 0) return 'has no primary key';
+  const names = new Set(columns.map(({ name }) => name));
+  if (!names.has(VERSION) || !names.has(PARENT)) return 'has no versions: run `coregent apply`';
+  const typeOf = (name: string): string | undefined => columns.find((column) => column.name === name)?.type;
+  const remembered = Object.keys(buried).filter((name) => name !== VERSION && name !== PARENT);
+  if (remembered.length !== key.length || key.some((name) => typeOf(name)?.split(' over ')[0] !== buried[name])) {
+    return 'has another key than its deletes are remembered by: run `coregent apply`';
+  }
+  return undefined;
+}
+
+/** Why a table's rows cannot travel from a peer to this region; undefined when they can. */
+export function disagreement(here: Standing | undefined, there: Standing | undefined): string | undefined {
+  if (!here) return 'this region does not replicate it: run `coregent apply`';
+  if (!there) return 'the peer does not replicate it: run `coregent apply`';
+  if (here.fault) return `here it ${here.fault}`;
+  if (there.fault) return `at the peer it ${there.fault}`;
+  const mine = new Map(here.columns.map((column) => [column.name, column]));
+  const theirs = new Map(there.columns.map((column) => [column.name, column]));
+  const what = [
+    lacks('the peer', [...mine.keys()], theirs),
+    lacks('this region', [...theirs.keys()], mine),
+    ...[...mine.values()].map(({ name, type, labels }) => {
+      const other = theirs.get(name);
+      if (!other) return '';
+      if (other.type !== type) return `${name} is ${type} here and ${other.type} at the peer`;
+      const unknown = other.labels.filter((label) => !labels.includes(label));
+      return unknown.length > 0 ? `the type of ${name} lacks here: ${unknown.join(', ')}` : '';
+    }),
+    here.key.join() === there.key.join()
+      ? ''
+      : `the primary key is (${here.key.join(', ')}) here and (${there.key.join(', ')}) at the peer`,
+  ];
+  return what.filter(Boolean).join('; ') || undefined;
+}
+
+function lacks(who: string, names: readonly string[], has: ReadonlyMap<string, unknown>): string {
+  const missing = names.filter((name) => !has.has(name));
+  return missing.length > 0 ? `${who} lacks ${missing.join(', ')}` : '';
+}
