@@ -110,7 +110,7 @@ describe('three regions, each in its own order', () => {
           await Promise.all(
             replays.map(async ({ content, conflicts, hearAgain }) => {
               expect(await hearAgain('progress')).toEqual({ content, conflicts });
-              // Without progress a conflict that was kept is met, and recorded, again; but no row changes.
+              // Without progress a write that lost meets what is here by now, and that may be a conflict anew; but no row changes.
               expect((await hearAgain('nothing')).content).toEqual(content);
             }),
           );

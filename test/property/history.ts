@@ -371,7 +371,15 @@ export function expectedConflicts(played: Played, region: Region): KeyedConflict
     if (!write) return;
     const state = states.get(key) ?? UNKNOWN;
     const met = conflict(state, write);
-    if (met) found.push({ ...met, key });
+    // What meets the same write again is recorded once; rows older than replication have no versions to tell them by.
+    const twice = found.some(
+      (each) =>
+        each.key === key &&
+        each.localVersion === met?.localVersion &&
+        each.incomingVersion === met.incomingVersion &&
+        each.localVersion !== each.incomingVersion,
+    );
+    if (met && !twice) found.push({ ...met, key });
     learn(key, write);
   };
   for (const event of played.events.get(region)!) {
