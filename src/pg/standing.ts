@@ -7,6 +7,8 @@ interface StandingColumn {
   /** As a Relation message names the type. */
   readonly oid: number;
   readonly modifier: number;
+  /** The type as PostgreSQL prints it, with its modifier. */
+  readonly written: string;
   /** The type in full: modifier, and what a domain or composite type is made of. */
   readonly type: string;
   /** An enum's labels, of the type itself or of what it is made of. */
@@ -35,6 +37,7 @@ export interface Standings {
 const READ = `
 select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind,
   (select coalesce(json_agg(json_build_object('name', a.attname, 'oid', a.atttypid::int8, 'modifier', a.atttypmod,
+      'written', format_type(a.atttypid, a.atttypmod),
       'type', format_type(a.atttypid, a.atttypmod)
         || case when y.typtype = 'd' then ' over ' || format_type(y.typbasetype, y.typtypmod)
           when y.typtype = 'c' then (select coalesce(string_agg(' ' || f.attname || ' ' || format_type(f.atttypid, f.atttypmod), ',' order by f.attnum), '')
@@ -81,9 +84,9 @@ function faultOf(
   if (key.length === 0) return 'has no primary key';
   const names = new Set(columns.map(({ name }) => name));
   if (!names.has(VERSION) || !names.has(PARENT)) return 'has no versions: run `coregent apply`';
-  const typeOf = (name: string): string | undefined => columns.find((column) => column.name === name)?.type;
+  const types = new Map(columns.map((column) => [column.name, column.written]));
   const remembered = Object.keys(buried).filter((name) => name !== VERSION && name !== PARENT);
-  if (remembered.length !== key.length || key.some((name) => typeOf(name)?.split(' over ')[0] !== buried[name])) {
+  if (remembered.length !== key.length || key.some((name) => types.get(name) !== buried[name])) {
     return 'has another key than its deletes are remembered by: run `coregent apply`';
   }
   return undefined;

@@ -68,7 +68,7 @@ describe('a relation', () => {
       id: 4_000_000,
       schema: 'öffentlich',
       name: 'größe "x"',
-      columns: ['id', 'naïve', '漢字'].map((name) => ({ name, oid: 25 })),
+      columns: ['id', 'naïve', '漢字'].map((name) => ({ name, oid: 25, modifier: -1 })),
     });
   });
 
