@@ -26,7 +26,7 @@ async function physical({ query }: Asked): Promise<string> {
 }
 
 /** INV-Q: a region where nobody writes writes nothing. */
-export async function checkQuiet(regions: readonly Asked[]): Promise<Verdict> {
+export async function checkQuiet(regions: readonly Asked[], quietMs = QUIET_MS): Promise<Verdict> {
   const violations: string[] = [];
   let least: number[] = [];
   let tries = 0;
@@ -35,7 +35,7 @@ export async function checkQuiet(regions: readonly Asked[]): Promise<Verdict> {
       region.query('select pg_current_wal_insert_lsn() as lsn').then(({ rows }) => rows[0].lsn);
     const before = await Promise.all(regions.map(physical));
     const from = await Promise.all(regions.map(lsn));
-    await sleep(QUIET_MS);
+    await sleep(quietMs);
     const written = await Promise.all(
       regions.map(async ({ query }, index) => {
         const { rows } = await query('select pg_current_wal_insert_lsn() - $1::pg_lsn as bytes', [from[index]]);
@@ -51,7 +51,7 @@ export async function checkQuiet(regions: readonly Asked[]): Promise<Verdict> {
   }
   for (const [index, { name }] of regions.entries()) {
     if (least[index]! > IDLE_BYTES)
-      violations.push(`${name}: ${least[index]} bytes of WAL in ${QUIET_MS / 1000} s of idleness`);
+      violations.push(`${name}: ${least[index]} bytes of WAL in ${quietMs / 1000} s of idleness`);
   }
   return {
     name: 'INV-Q',

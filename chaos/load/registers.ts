@@ -8,7 +8,7 @@ const HOT = 8;
 const ROWS = 250;
 const DOCUMENT_ROWS = 30;
 const ACCOUNT_ROWS = 120;
-const EMAILS = 60;
+const EMAILS = 30;
 const SCRATCH_ROWS = 60;
 
 function anyKey(work: Work): number {

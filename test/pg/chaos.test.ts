@@ -1,0 +1,178 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { checkEqual } from '../../chaos/checks/equal.ts';
+import { checkOnce, checkWhole } from '../../chaos/checks/once.ts';
+import { checkQuiet } from '../../chaos/checks/quiet.ts';
+import { checkRecords } from '../../chaos/checks/registers.ts';
+import type { Asked } from '../../chaos/checks/verdict.ts';
+import { History } from '../../chaos/history.ts';
+import { tablesWith } from '../../chaos/tables.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+
+/** Every checker of a storm is shown one violation of its law, planted behind replication's back, and then none. */
+let cluster: Cluster;
+let regions: Asked[];
+
+beforeAll(async () => {
+  cluster = await makeCluster({ regions: 2, tables: tablesWith([]).sql, config: { tombstones: { interval: '24h' } } });
+  await cluster.install();
+  regions = cluster.regions.map((name) => ({ name, query: (text, values) => cluster.query(name, text, values) }));
+  await cluster.startAgents();
+  await cluster.query('tokyo', `insert into contested select n, 'x' from generate_series(1, 5) n`);
+  await cluster.query('tokyo', 'delete from contested where id = 5');
+  await cluster.query('tokyo', `insert into entries values (1, 'tokyo/1', 2, ''), (2, 'tokyo/1', 2, '')`);
+  await cluster.query('tokyo', `insert into counters values (0, 3)`);
+  await cluster.query('tokyo', `insert into ids select n, 'insert' from generate_series(1, 3) n`);
+  await cluster.converged();
+  for (const region of cluster.regions) await cluster.stopAgent(region);
+});
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** Runs statements in frankfurt that no trigger of ours sees, and undoes them at the end. */
+async function planted<T>(plant: readonly string[], work: () => Promise<T>, undo: readonly string[]): Promise<T> {
+  const session = await cluster.session('frankfurt');
+  const run = async (statements: readonly string[]): Promise<void> => {
+    await session.query('set session_replication_role = replica');
+    for (const text of statements) await session.query(text);
+  };
+  await run(plant);
+  try {
+    return await work();
+  } finally {
+    await run(undo);
+    await session.end();
+  }
+}
+
+function historyOfSetup(): History {
+  const history = new History();
+  history.groups.entries.set('tokyo/1', { members: 2, inserted: 'ok', deleted: 'no' });
+  history.counters.set(0, { ok: 3, unknown: 0 });
+  history.ids.push({ first: 1, count: 3, via: 'insert', verdict: 'ok' });
+  return history;
+}
+
+async function tombstones(): Promise<string> {
+  const name = await cluster.value(
+    'frankfurt',
+    `select 'coregent.tomb_' || table_id from coregent.tables where table_name = 'contested'`,
+  );
+  return String(name);
+}
+
+test('INV-C: a changed, a missing and a further row are found, and a tombstone that differs or is ignored', async () => {
+  const check = async (tombstonesStay = true) => (await checkEqual(regions, { tombstonesStay })).violations.join('\n');
+  const tombs = await tombstones();
+  expect(await check()).toBe('');
+  await planted(
+    [`update contested set value = 'y' where id = 1`],
+    async () => expect(await check()).toMatch(/contested: 2 rows are not alike/),
+    [`update contested set value = 'x' where id = 1`],
+  );
+  await planted(
+    ['create temp table kept as select * from contested where id = 2', 'delete from contested where id = 2'],
+    async () => expect(await check()).toMatch(/contested: 1 rows are not alike.*\n.*only in tokyo/),
+    ['insert into contested select * from kept'],
+  );
+  await planted([`insert into contested values (5, 'back', 128 + 1)`], async () => {
+    expect(await check()).toMatch(/only in frankfurt/);
+    expect(await check()).toMatch(/frankfurt: contested \(5\) \(129\) was deleted/);
+  }, ['delete from contested where id = 5']);
+  await planted(
+    [`update ${tombs} set _coregent_version = _coregent_version + 128`],
+    async () => expect(await check()).toMatch(/contested \(5\): tombstones differ/),
+    [`update ${tombs} set _coregent_version = _coregent_version - 128`],
+  );
+  await planted([`create temp table kept as select * from ${tombs}`, `delete from ${tombs}`], async () => {
+    expect(await check()).toMatch(/contested \(5\): tombstones differ/);
+    expect(await check(false)).toBe('');
+  }, [`insert into ${tombs} select * from kept`]);
+  expect(await check()).toBe('');
+});
+
+test('INV-X: a counter, an id and one of nobody that count once too often or too rarely are found', async () => {
+  const history = historyOfSetup();
+  const check = async () => (await checkOnce(regions, history)).violations.join('\n');
+  expect(await check()).toBe('');
+  await planted(
+    ['update counters set n = n + 1'],
+    async () => expect(await check()).toMatch(/frankfurt: counter 0 is 4 after 3 increments/),
+    ['update counters set n = n - 1'],
+  );
+  await planted(
+    ['delete from ids where id = 2'],
+    async () => expect(await check()).toMatch(/frankfurt: 2 of the 3 ids from 1 on are there/),
+    [`insert into ids values (2, 'insert', 0)`],
+  );
+  await planted(
+    [`insert into ids values (9, 'insert', 0)`],
+    async () => expect(await check()).toMatch(/nobody inserted 1 ids, such as 9/),
+    ['delete from ids where id = 9'],
+  );
+});
+
+test('INV-A: a group of which a part is there, one that is missing and one that is back are found', async () => {
+  const history = historyOfSetup();
+  const watched = { looked: 1, snapshots: 1, torn: [] as string[] };
+  const check = async () => (await checkWhole(regions, history, watched)).violations.join('\n');
+  expect(await check()).toBe('');
+  await planted(
+    ['create temp table kept as select * from entries where id = 1', 'delete from entries where id = 1'],
+    async () => expect(await check()).toMatch(/frankfurt, at the end: group tokyo\/1 shows 1 of 2/),
+    ['insert into entries select * from kept'],
+  );
+  await planted(
+    ['create temp table kept as select * from entries', 'delete from entries'],
+    async () => expect(await check()).toMatch(/frankfurt: entries tokyo\/1 is missing/),
+    ['insert into entries select * from kept'],
+  );
+  await planted(
+    [`insert into pairs values (1, 1, 'a', 0), (1, 2, 'b', 0)`],
+    async () => expect(await check()).toMatch(/set 1 shows 2 of 1/),
+    ['delete from pairs'],
+  );
+  await planted(
+    ['insert into parents values (1, 2, 0)', 'insert into children values (1, 1, null, 0)'],
+    async () => expect(await check()).toMatch(/family 1 shows 1 of 2/),
+    ['delete from parents', 'delete from children'],
+  );
+  history.groups.entries.get('tokyo/1')!.deleted = 'ok';
+  expect(await check()).toMatch(/entries tokyo\/1 is back/);
+});
+
+test('records: one that is there twice, and a parked row that nothing explains, are found', async () => {
+  const check = async () => (await checkRecords(regions)).violations.join('\n');
+  const record = `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version)
+    values ('public.contested', '{"id": 1}', 'insert_exists', 'lww', 'keep', 1, 2)`;
+  const park = (table: string, state: string): string =>
+    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
+      values (1, 'public.${table}', 'insert', 1, '', '${state}', 'planted')`;
+  const undo = ['truncate coregent.conflict_record', 'truncate coregent.parked'];
+  expect(await check()).toBe('');
+  await planted([record, record], async () => expect(await check()).toMatch(/is recorded 2 times/), undo);
+  await planted(
+    [park('contested', '23505')],
+    async () => expect(await check()).toMatch(/is parked: 23505 planted/),
+    undo,
+  );
+  await planted(
+    [park('accounts', '22003')],
+    async () => expect(await check()).toMatch(/is parked: 22003 planted/),
+    undo,
+  );
+  await planted([record, park('accounts', '23505')], async () => expect(await check()).toBe(''), undo);
+});
+
+test('INV-Q: a region that writes although nobody does is found', async () => {
+  let looks = 0;
+  const restless = regions.map((region, index) => ({
+    ...region,
+    query: async (text: string, values?: unknown[]) => {
+      // Between the first look at the rows and the second.
+      if (index === 1 && /pg_current_wal_insert_lsn\(\) as/.test(text) && looks++ === 0) {
+        await region.query(`update counters set n = n + 1`);
+      }
+      return await region.query(text, values);
+    },
+  }));
+  expect((await checkQuiet(restless, 50)).violations).toEqual(['frankfurt: rows changed although nobody wrote']);
+});

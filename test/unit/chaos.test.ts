@@ -1,0 +1,179 @@
+import { describe, expect, it } from 'vitest';
+import { checkAvailable } from '../../chaos/checks/available.ts';
+import { checkLost, checkWholeRows, type Outcome, settled } from '../../chaos/checks/registers.ts';
+import { passed } from '../../chaos/checks/verdict.ts';
+import { History, type Write } from '../../chaos/history.ts';
+import { readOptions } from '../../chaos/options.ts';
+
+const REGIONS = ['tokyo', 'frankfurt', 'virginia'];
+
+function write(version: bigint, more: Partial<Write> = {}): Write {
+  return {
+    table: 'contested',
+    key: '1',
+    region: 'tokyo',
+    version,
+    saw: [],
+    image: `image ${version}`,
+    left: false,
+    verdict: 'ok',
+    ...more,
+  };
+}
+
+function historyOf(...writes: Write[]): Map<string, Write[]> {
+  const history = new History();
+  for (const each of writes) history.record(each);
+  return history.writes;
+}
+
+/** What the regions show: `rows` in all of them, `but` in the one named. */
+function outcome(
+  rows: Record<string, { version: bigint; image: string }>,
+  {
+    recorded = [],
+    parked = {},
+    but = {},
+  }: { recorded?: string[]; parked?: Record<string, string[]>; but?: Record<string, typeof rows> } = {},
+): Outcome {
+  return {
+    shown: new Map(REGIONS.map((region) => [region, new Map(Object.entries(but[region] ?? rows))])),
+    recorded: new Set(recorded),
+    parked: new Map(REGIONS.map((region) => [region, new Set(parked[region] ?? [])])),
+    conflicts: recorded.length,
+  };
+}
+
+const row = (version: bigint, image = `image ${version}`) => ({ 'contested 1': { version, image } });
+
+describe('INV-W', () => {
+  const writes = historyOf(write(1n), write(2n, { saw: [1n] }));
+
+  it('holds where all regions show the newest write as it was written', () => {
+    expect(checkWholeRows(writes, outcome(row(2n))).violations).toEqual([]);
+  });
+
+  it.each([
+    ['a row that is not as its writer left it', outcome(row(2n, 'mixed')), /is not the row that tokyo wrote/],
+    [
+      'a region that shows an older write',
+      outcome(row(2n), { but: { virginia: row(1n) } }),
+      /virginia: contested 1 shows the version 1/,
+    ],
+    ['a row that is missing', outcome(row(2n), { but: { frankfurt: {} } }), /frankfurt: contested 1 shows nothing/],
+    ['a version that nobody wrote', outcome(row(3n)), /shows the version 3/],
+    [
+      'a row that nobody wrote',
+      outcome({ ...row(2n), 'contested 9': { version: 2n, image: 'x' } }),
+      /nobody wrote contested 9/,
+    ],
+  ])('finds %s', (_, found, message) => {
+    expect(checkWholeRows(writes, found).violations.join('\n')).toMatch(message);
+  });
+
+  it('finds a deleted row that is back', () => {
+    const deleted = historyOf(write(1n), write(2n, { saw: [1n], image: null }));
+    expect(checkWholeRows(deleted, outcome({})).violations).toEqual([]);
+    expect(checkWholeRows(deleted, outcome(row(1n))).violations.join()).toMatch(/tokyo deleted it/);
+  });
+
+  it('takes a parked row for a reason only where unique values may meet', () => {
+    const parked = { virginia: ['accounts 2', 'contested 2'] };
+    const account = historyOf(write(2n, { table: 'accounts' }));
+    const shown = { 'accounts 1': { version: 2n, image: 'image 2' } };
+    expect(checkWholeRows(account, outcome(shown, { parked, but: { virginia: {} } })).violations).toEqual([]);
+    expect(checkWholeRows(account, outcome(shown, { parked, but: { tokyo: {} } })).violations).toHaveLength(1);
+    expect(checkWholeRows(writes, outcome(row(2n), { parked, but: { virginia: {} } })).violations).toHaveLength(1);
+  });
+
+  it('is untested without a row that was contested', () => {
+    expect(passed(checkWholeRows(historyOf(), outcome({})))).toBe(false);
+  });
+});
+
+describe('INV-L', () => {
+  const lost = (writes: Map<string, Write[]>, found: Outcome, tombstonesStay = true) =>
+    checkLost(writes, found, { tombstonesStay }).violations;
+
+  it('finds a write that vanished, unless it was seen or is on record', () => {
+    const unseen = historyOf(write(1n), write(2n, { region: 'virginia' }));
+    expect(lost(unseen, outcome(row(2n)))).toEqual([expect.stringMatching(/a write of tokyo \(1\) vanished/)]);
+    expect(lost(unseen, outcome(row(2n), { recorded: ['contested 1'] }))).toEqual([]);
+    expect(lost(unseen, outcome(row(2n), { recorded: ['hits 1'] }))).toHaveLength(1);
+    expect(lost(historyOf(write(1n), write(2n, { saw: [1n] })), outcome(row(2n)))).toEqual([]);
+  });
+
+  it('finds a delete that vanished, unless another delete followed or its tombstone may be forgotten', () => {
+    const deleted = historyOf(write(1n, { image: null }), write(2n));
+    expect(lost(deleted, outcome(row(2n)))).toEqual([expect.stringMatching(/a delete of tokyo \(1\) vanished/)]);
+    expect(lost(deleted, outcome(row(2n)), false)).toEqual([]);
+    expect(lost(historyOf(write(1n, { image: null }), write(2n, { image: null })), outcome({}))).toEqual([]);
+  });
+
+  it('finds an increment that was applied twice, or to a value that nobody had', () => {
+    const step = (from: number, to: number) => ({ step: { from, to } });
+    const chain = (from: number, to: number) =>
+      historyOf(write(1n, step(0, 1)), write(2n, { saw: [1n], ...step(from, to) }));
+    expect(lost(chain(1, 2), outcome(row(2n)))).toEqual([]);
+    expect(lost(chain(1, 3), outcome(row(2n)))).toHaveLength(1);
+    expect(lost(chain(2, 3), outcome(row(2n)))).toHaveLength(1);
+  });
+});
+
+describe('unanswered writes', () => {
+  it('count only if they show, were seen, or are on record', () => {
+    const unanswered = write(2n, { verdict: 'unknown' });
+    const versions = (writes: Map<string, Write[]>, found: Outcome) =>
+      settled(writes, found)
+        .get('contested 1')!
+        .map(({ version }) => version);
+    expect(versions(historyOf(write(1n), unanswered), outcome(row(1n)))).toEqual([1n]);
+    expect(versions(historyOf(write(1n), unanswered), outcome(row(2n)))).toEqual([1n, 2n]);
+    expect(versions(historyOf(write(1n), unanswered, write(3n, { saw: [2n] })), outcome(row(3n)))).toEqual([
+      1n,
+      2n,
+      3n,
+    ]);
+    expect(versions(historyOf(write(1n), unanswered), outcome(row(1n), { recorded: ['contested 2'] }))).toEqual([
+      1n,
+      2n,
+    ]);
+  });
+});
+
+describe('INV-V', () => {
+  const cut = { name: 'link.cut', where: 'tokyo > virginia', stops: [], from: 1_000, to: 9_000 };
+  const history = (...moments: number[]): History => {
+    const made = new History();
+    made.acknowledged.set('tokyo', moments);
+    return made;
+  };
+
+  it('finds a region that acknowledged nothing while something else was broken', () => {
+    expect(checkAvailable(['tokyo'], history(500, 9_500), [cut]).violations).toHaveLength(1);
+    expect(checkAvailable(['tokyo'], history(500, 5_000), [cut])).toMatchObject({
+      violations: [],
+      cases: { windows: 1 },
+    });
+  });
+
+  it('expects nothing of a region whose own server is down', () => {
+    const down = { name: 'server.kill', where: 'tokyo', stops: ['tokyo'], from: 2_000, to: 3_000 };
+    expect(checkAvailable(['tokyo'], history(), [cut, down])).toMatchObject({ violations: [], cases: { windows: 0 } });
+  });
+});
+
+describe('the options', () => {
+  it('take the seed of the environment, and one of the command line before it', () => {
+    expect(readOptions([], { COREGENT_SEED: '7' }).seed).toBe(7);
+    expect(readOptions(['--seed', '8'], { COREGENT_SEED: '7' }).seed).toBe(8);
+  });
+
+  it.each([
+    [['--major', '13'], /--major takes/],
+    [['--with', 'everything'], /--with takes/],
+    [['--minutes', 'ten'], /--minutes takes a number/],
+  ])('refuse %j', (args, message) => {
+    expect(() => readOptions(args)).toThrow(message);
+  });
+});
