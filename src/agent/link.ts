@@ -102,6 +102,11 @@ export class Link {
     this.parts.walsender = undefined;
   }
 
+  /** Where the peer's WAL ended when that was last heard. */
+  get walEnd(): LSN {
+    return this.#walEnd;
+  }
+
   /** The peer's WAL goes at least so far. */
   reaches(walEnd: LSN): void {
     if (walEnd > this.#walEnd) this.#walEnd = walEnd;

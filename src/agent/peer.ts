@@ -223,6 +223,7 @@ export class Peer {
       progress: start,
       limits: config.batch,
       route: router(session.targets, tables),
+      walEnd: () => this.link.walEnd,
     });
     const acks = new Acknowledger(start);
     const { link } = this;
@@ -231,8 +232,9 @@ export class Peer {
 
     const { rows } = await control.query(
       `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
-        current_setting('server_version_num')::int as version`,
+        current_setting('server_version_num')::int as version, pg_current_wal_flush_lsn()::text as lsn`,
     );
+    link.reaches(parseLsn(rows[0].lsn));
     const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
 
     const pipe = new Pipe({

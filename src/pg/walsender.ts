@@ -4,6 +4,7 @@ import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, lsnOf } from '../model/lsn.ts';
 import { ident, literal } from '../quote.ts';
 import { Frames } from '../wire/frames.ts';
+import { violation } from '../wire/pgoutput.ts';
 
 /** What happens on a replication connection. Callbacks run inside of the socket's read; they must not throw. */
 export interface WalReader {
@@ -35,6 +36,9 @@ export interface Walsender {
 const COPY_DATA = 0x64;
 const WAL_DATA = 0x77;
 const KEEPALIVE = 0x6b;
+/** Kind, two positions and a time, ahead of a message. */
+const WAL_HEADER = 25;
+const KEEPALIVE_BYTES = 18;
 /**
  * A walsender writes every message by itself, and wakes a waiting reader each time: that costs both more than the message.
  * So many bytes within so many ms are a burst; then the socket is left alone for a while after it was emptied, and fills.
@@ -81,11 +85,11 @@ export async function startWalsender(
   const onMessage = (type: number, bytes: Buffer, start: number, endAt: number): boolean => {
     if (type === COPY_DATA) {
       const kind = bytes[start];
-      if (kind === WAL_DATA) return reader.message(bytes, start + 25, endAt);
-      if (kind === KEEPALIVE) {
-        reader.keepalive(lsnOf(bytes.readBigUInt64BE(start + 1)));
-        if (bytes[start + 17] === 1) report();
-      }
+      if (kind === WAL_DATA && endAt - start > WAL_HEADER) return reader.message(bytes, start + WAL_HEADER, endAt);
+      if (kind !== KEEPALIVE || endAt - start < KEEPALIVE_BYTES)
+        throw violation(`${endAt - start} bytes that are no WAL`);
+      reader.keepalive(lsnOf(bytes.readBigUInt64BE(start + 1)));
+      if (bytes[start + 17] === 1) report();
       return true;
     }
     switch (String.fromCharCode(type)) {

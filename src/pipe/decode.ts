@@ -25,9 +25,14 @@ export interface DecodeOptions {
   readonly progress: LSN;
   /** Where rows of a relation go, or why they are passed over; `undefined` for a relation that is of no interest here. */
   readonly route: (relation: Relation) => Route | Passing | undefined;
+  /** Where the peer's WAL ended when that was last heard; positions far behind it are lies. */
+  readonly walEnd?: () => LSN;
   /** When the batch must be taken before more is decoded. */
   readonly limits: { readonly rows: number; readonly bytes: number };
 }
+
+/** More WAL than any server writes between two looks at where it ends. */
+const FAR = 2n ** 40n;
 
 /**
  * Turns a peer's logical replication messages into a batch of whole transactions.
@@ -42,6 +47,8 @@ export class Decoder {
   readonly #at = emptyLocated();
   #batch = new Batch();
   #inTransaction = false;
+  /** Where the open transaction is to be committed. */
+  #final: LSN = LSN_ZERO;
   #skipping = false;
   /** Whether rows of the open transaction are in the batch, or were handed out in an incomplete one. */
   #openRows = 0;
@@ -108,7 +115,14 @@ export class Decoder {
 
   /** The peer says that there is nothing for us before `lsn`. */
   keepalive(lsn: LSN): void {
+    this.#checkEnd(lsn);
     if (!this.#inTransaction && lsn > this.#position) this.#position = lsn;
+  }
+
+  /** What is taken for applied is not asked for again: no word of the peer may move that out of its reach. */
+  #checkEnd(lsn: LSN): void {
+    const walEnd = this.#options.walEnd?.();
+    if (walEnd !== undefined && lsn > walEnd + FAR) throw violation('a position far behind the end of its WAL');
   }
 
   /** Decodes one message that lies in `bytes` from `start` to `end`. Throws `peer_protocol`, `schema_differs`. */
@@ -160,9 +174,10 @@ export class Decoder {
         return;
       case MESSAGE.begin: {
         if (this.#inTransaction) throw violation('a transaction inside of a transaction');
+        this.#final = lsnOf(bytes.readBigUInt64BE(start + 1));
         this.#inTransaction = true;
         // The commit record of a transaction lies before its end; progress is an end (so "before" is "applied").
-        this.#skipping = lsnOf(bytes.readBigUInt64BE(start + 1)) < this.#options.progress;
+        this.#skipping = this.#final < this.#options.progress;
         return;
       }
       case MESSAGE.commit: {
@@ -182,6 +197,7 @@ export class Decoder {
         return;
       }
       case MESSAGE.streamStop:
+        if (this.#streaming === undefined) throw violation('the end of a stream that it did not begin');
         this.#streaming = undefined;
         return;
       case MESSAGE.streamAbort: {
@@ -221,6 +237,8 @@ export class Decoder {
 
   #commit(endLsn: LSN, committedAtMs: number): void {
     if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
+    if (endLsn <= this.#final) throw violation('a transaction that ends before its commit');
+    this.#checkEnd(endLsn);
     this.#inTransaction = false;
     if (this.#openRows > 0 || this.#spilled || this.#batch.passed.size > 0) {
       this.#batch.commit(endLsn, committedAtMs);
@@ -241,6 +259,7 @@ export class Decoder {
     if (spool === undefined) throw violation('the commit of a stream that it did not send');
     this.#spools.delete(transaction);
     this.#inTransaction = true;
+    this.#final = commitLsn;
     this.#skipping = commitLsn < this.#options.progress;
     this.#replay = {
       spool,
@@ -273,6 +292,7 @@ export class Decoder {
     if (located.length[route.version] !== 8 || located.length[route.parent] !== 8) {
       throw violation('a row without a version');
     }
+    if (bytes[located.start[route.version]!]! > 127) throw violation('a negative version');
     // The lowest 7 bits of a version are the region that wrote it.
     const region = bytes[located.start[route.version]! + 7]! & 127;
     if (region !== this.#options.region) {

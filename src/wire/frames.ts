@@ -1,3 +1,6 @@
+/** PostgreSQL allocates no message larger than 1 GiB, so whoever announces one does not speak its protocol. */
+const MOST = 2 ** 30;
+
 /**
  * Cuts a connection's bytes into the backend's messages (PostgreSQL, "Message Formats") with as few copies as possible:
  * a message that lies whole in one chunk is handed on in place; one that spans chunks is joined once.
@@ -42,7 +45,7 @@ export class Frames {
     let at = 0;
     while (at + 5 <= bytes.length) {
       const length = bytes.readInt32BE(at + 1);
-      if (length < 4) throw new RangeError(`a message of ${length} bytes`);
+      if (length < 4 || length > MOST) throw new RangeError(`a message of ${length} bytes`);
       const end = at + 1 + length;
       if (end > bytes.length) {
         this.#keep(bytes.subarray(at), 1 + length);
