@@ -16,7 +16,7 @@ export interface Options {
   readonly json: string | undefined;
   /** Faults by the beginning of their name, such as `agent` or `link.cut`; empty: none; undefined: all. */
   readonly faults: readonly string[] | undefined;
-  /** Parts of the load that need more than every version of Coregent has. */
+  /** Parts of the load that need more than Coregent has by default. */
   readonly extras: readonly Extra[];
   /** Connections that write in each region. */
   readonly writers: number;
@@ -27,8 +27,8 @@ export interface Options {
   readonly help: boolean;
 }
 
-/** `partitions`: a partitioned table. `schema`: columns are added, one region after the other. `slots`: slots are dropped. */
-export const EXTRAS = ['partitions', 'schema', 'slots'] as const;
+/** `partitions`: a partitioned table. */
+export const EXTRAS = ['partitions'] as const;
 export type Extra = (typeof EXTRAS)[number];
 
 export const USAGE = `npm run chaos -- [options]
@@ -38,7 +38,7 @@ export const USAGE = `npm run chaos -- [options]
   --major <v>       PostgreSQL of the regions: 14, 15, 16, 17, 18 or mixed (18)
   --json <file>     the results as JSON
   --faults <list>   only faults whose names begin so: agent,server.kill,link …; "none" for no faults
-  --with <list>     further load and faults: ${EXTRAS.join(',')}; "none" for none of them
+  --with <list>     further load: ${EXTRAS.join(',')}; "none" for none of them
   --writers <n>     connections that write in each region (2)
   --pause <ms>      each pauses up to so long between two transactions (60)
   --keep            keep the folder with all logs although nothing was violated

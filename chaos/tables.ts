@@ -21,7 +21,6 @@ export const DOCUMENTS: RegisterTable = {
 export const SCRATCH: RegisterTable = { name: 'scratch', key: ['id'], columns: ['id', 'value'] };
 export const ACCOUNTS: RegisterTable = { name: 'accounts', key: ['id'], columns: ['id', 'email', 'note'] };
 export const EVENTS: RegisterTable = { name: 'events', key: ['day', 'id'], columns: ['day', 'id', 'value'] };
-export const EVOLVING: RegisterTable = { name: 'evolving', key: ['id'], columns: ['id', 'value'] };
 export const WIDE: RegisterTable = {
   name: 'wide',
   key: ['code', 'part'],
@@ -98,15 +97,12 @@ const EXTRA: Readonly<Record<Extra, string>> = {
   create table events (day int not null, id int not null, value text not null, primary key (day, id)) partition by range (day);
   create table events_1 partition of events for values from (0) to (5);
   create table events_2 partition of events for values from (5) to (10);`,
-  schema: 'create table evolving (id int primary key, value text not null);',
-  slots: '',
 };
 
 /** The tables of a run with these extras. */
 export function tablesWith(extras: readonly Extra[]): Tables {
   const registers = [CONTESTED, HITS, DOCUMENTS, SCRATCH, ACCOUNTS, WIDE];
   if (extras.includes('partitions')) registers.push(EVENTS);
-  if (extras.includes('schema')) registers.push(EVOLVING);
   return { sql: [BASE, ...extras.map((extra) => EXTRA[extra])].join('\n'), registers };
 }
 

@@ -5,7 +5,7 @@ import { HITS, imageSql } from '../tables.ts';
 import type { World } from '../world.ts';
 import { GROUPS } from './groups.ts';
 import { COUNTERS, counterId, NUMBERS, PAIRS } from './numbers.ts';
-import { CHANGING, PARTITIONED, REGISTERS } from './registers.ts';
+import { PARTITIONED, REGISTERS } from './registers.ts';
 import { TYPES } from './wide.ts';
 import { type Shared, Writer } from './writer.ts';
 
@@ -45,7 +45,6 @@ export function startLoad(world: World, options: Options, history: History): Loa
   const stopping = new AbortController();
   const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES];
   if (options.extras.includes('partitions')) kinds.push(PARTITIONED);
-  if (options.extras.includes('schema')) kinds.push(CHANGING);
   const running = world.regions.flatMap((region, index) => {
     const shared: Shared = { alive: { entries: [], bulk: [], parents: [] }, nextGroup: 0, nextId: 0 };
     return Array.from({ length: options.writers }, (_, number) => {

@@ -1,5 +1,5 @@
 import { within } from '../../test/world/random.ts';
-import { ACCOUNTS, CONTESTED, DOCUMENTS, EVENTS, EVOLVING, HITS, SCRATCH } from '../tables.ts';
+import { ACCOUNTS, CONTESTED, DOCUMENTS, EVENTS, HITS, SCRATCH } from '../tables.ts';
 import { register } from './register.ts';
 import type { Kind, Settle, Work } from './writer.ts';
 
@@ -200,16 +200,6 @@ async function event(work: Work): Promise<Settle | undefined> {
   });
 }
 
-async function evolving(work: Work): Promise<Settle | undefined> {
-  const id = within(work.random, 1, 40);
-  return await register(work, EVOLVING, [`${id}`], async () => {
-    await work.client.query(
-      'insert into evolving (id, value) values ($1, $2) on conflict (id) do update set value = excluded.value',
-      [id, value(work)],
-    );
-  });
-}
-
 /** Rows that all regions write. */
 export const REGISTERS: readonly Kind[] = [
   { name: 'upsert', weight: 10, run: upsert },
@@ -228,4 +218,3 @@ export const REGISTERS: readonly Kind[] = [
 ];
 
 export const PARTITIONED: Kind = { name: 'event', weight: 6, run: event };
-export const CHANGING: Kind = { name: 'evolving', weight: 5, run: evolving };
