@@ -149,7 +149,9 @@ export async function runAction(client: pg.Client, action: Action): Promise<void
       });
       return;
     } catch (error) {
-      if ((error as { code?: string }).code !== '55P03' || attempt === LOCK_TRIES) throw error;
+      const { code } = error as { code?: string };
+      // 55P03: no lock in time; 40P01: a deadlock, of which PostgreSQL ended our side.
+      if ((code !== '55P03' && code !== '40P01') || attempt === LOCK_TRIES) throw error;
     }
   }
 }
