@@ -68,6 +68,16 @@ export const commands: readonly CommandRow[] = [
     load: () => import('./init.ts'),
   },
   {
+    name: 'doctor',
+    summary: 'check every region and print the exact cure of each fault; exit 3 when there are blockers',
+    options: [
+      { flags: '--grants', help: 'print what an administrator grants to the role of each region’s url, as SQL' },
+      { flags: '--role <name>', help: 'with --grants: for this role instead, which need not exist yet' },
+    ],
+    example: 'coregent doctor',
+    load: () => import('./doctor.ts'),
+  },
+  {
     name: 'apply',
     summary: 'bring every region to what the file says; repeatable, safe on tables with data and live writes',
     options: [{ flags: '--dry-run', help: 'print the plan and change nothing; exit 3 when there are changes' }],

@@ -54,7 +54,7 @@ export const errors = {
   peer_not_ready: {
     exit: 1,
     retry: 'later',
-    cure: 'See “What each region needs” in docs/start.md; is wal_level = logical?',
+    cure: 'Run `coregent doctor`: it says what is missing, such as wal_level = logical.',
   },
   peer_protocol: { exit: 1, retry: 'reconnect', cure: 'Check that the url reaches PostgreSQL itself, not a pooler.' },
   peer_identity: {

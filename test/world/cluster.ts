@@ -191,8 +191,10 @@ export class Cluster implements AsyncDisposable {
   }
 
   /** A connection of its own, for transactions and settings; closed with the cluster at the latest. */
-  async session(region: string): Promise<pg.Client> {
-    const client = new pg.Client({ connectionString: this.url(region) });
+  async session(region: string, database?: string): Promise<pg.Client> {
+    const url = new URL(this.url(region));
+    if (database !== undefined) url.pathname = `/${database}`;
+    const client = new pg.Client({ connectionString: url.href });
     client.on('error', () => {});
     await client.connect();
     this.#clients.push(client);

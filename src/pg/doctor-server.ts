@@ -1,0 +1,394 @@
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import { CoregentError, classify } from '../model/error.ts';
+import { ident, literal } from '../quote.ts';
+import { findTier, TIERS } from './applier.ts';
+import { slotName } from './catalog.ts';
+import { connect } from './connect.ts';
+import { type Finding, finding } from './findings.ts';
+import { type Grantee, grantSections } from './grants.ts';
+import { faultsOf, NEWEST_MAJOR, OLDEST_MAJOR } from './releases.ts';
+
+/** Slots that may keep less than this survive no longer break, in MB. */
+const TIGHT_MB = 1_024;
+/** A slot with less of its budget left is told of. */
+const NEAR = 0.2;
+const SHORTEST_SENDER_TIMEOUT_MS = 10_000;
+
+/** What is asked of a server, in one query. */
+interface Facts {
+  readonly version: number;
+  readonly version_text: string;
+  readonly standby: boolean;
+  readonly wal_level: string;
+  readonly slots_free: number;
+  readonly senders_free: number;
+  readonly origins_free: number;
+  readonly origins: readonly string[];
+  readonly keep_mb: number;
+  readonly sender_timeout_ms: number;
+  readonly slot_timeout_s: number;
+  readonly database: string;
+  readonly role: string;
+  readonly superuser: boolean;
+  readonly excess: readonly string[];
+  readonly may_create: boolean;
+  readonly sees_stats: boolean;
+  readonly installed: boolean;
+  readonly slots: readonly { name: string; active: boolean; lost: boolean; safe: number | null }[];
+}
+
+const FACTS = `
+select
+  current_setting('server_version_num')::int as version,
+  current_setting('server_version') as version_text,
+  pg_is_in_recovery() as standby,
+  coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')) as wal_level,
+  current_setting('max_replication_slots')::int - (select count(*) from pg_replication_slots)::int as slots_free,
+  current_setting('max_wal_senders')::int - (select count(*) from pg_stat_replication)::int as senders_free,
+  coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int
+    - (select count(*) from pg_replication_origin)::int as origins_free,
+  (select coalesce(json_agg(roname), '[]') from pg_replication_origin) as origins,
+  (select setting::int from pg_settings where name = 'max_slot_wal_keep_size') as keep_mb,
+  (select setting::int from pg_settings where name = 'wal_sender_timeout') as sender_timeout_ms,
+  coalesce((select setting::int from pg_settings where name = 'idle_replication_slot_timeout'), 0) as slot_timeout_s,
+  current_database() as database,
+  session_user as role,
+  r.rolsuper as superuser,
+  array_remove(array[case when r.rolcreaterole then 'createrole' end, case when r.rolcreatedb then 'createdb' end], null) as excess,
+  has_database_privilege(current_database(), 'create') as may_create,
+  pg_has_role('pg_read_all_stats', 'usage') as sees_stats,
+  to_regnamespace('coregent') is not null as installed,
+  (select coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'lost', wal_status = 'lost', 'safe', safe_wal_size)), '[]')
+    from pg_replication_slots where database = current_database()) as slots
+from pg_roles r where r.rolname = session_user`;
+
+/** The role of a session, as the printed grants need it. */
+export async function granteeOf(client: pg.Client, owners: readonly string[]): Promise<Grantee> {
+  const { rows } = await client.query(
+    `select session_user as role, current_database() as database, current_setting('server_version_num')::int as version`,
+  );
+  return { ...rows[0], owners, exists: true };
+}
+
+/** What a region's server and its role leave to be desired. `patienceMs`: how long a transaction may be open. */
+export async function examineServer(
+  client: pg.Client,
+  config: Config,
+  region: RegionConfig,
+  patienceMs: number,
+): Promise<Finding[]> {
+  const { rows } = await client.query(FACTS);
+  const facts = rows[0] as Facts;
+  const here = region.name;
+  if (facts.standby) return [finding('standby', here, null, 'is a standby', 'Let the url name the primary.')];
+  return [
+    ...versionFindings(facts.version, facts.version_text, here),
+    ...(await ofStream(client, region)),
+    ...ofSettings(facts, config, region),
+    ...ofSlots(facts, config, region),
+    ...(await ofRole(client, facts, here)),
+    ...(await ofTransactions(client, here, patienceMs)),
+    ...(await ofCollation(client, facts, here)),
+  ];
+}
+
+/** What is wrong with a release. `version`: `server_version_num`. */
+export function versionFindings(version: number, text: string, here: string): Finding[] {
+  const major = Math.floor(version / 10_000);
+  if (major < OLDEST_MAJOR) {
+    return [
+      finding(
+        'version_unsupported',
+        here,
+        `PostgreSQL ${text}`,
+        `is older than ${OLDEST_MAJOR}`,
+        `Upgrade to PostgreSQL ${OLDEST_MAJOR} or later.`,
+      ),
+    ];
+  }
+  const faults = faultsOf(version);
+  const found: Finding[] = [];
+  if (faults) {
+    found.push(
+      finding(
+        'version_loses',
+        here,
+        `PostgreSQL ${text}`,
+        faults.whys.join('; '),
+        `Upgrade to ${major}.${faults.fixed} or later; a restart with the new binaries is all.`,
+      ),
+    );
+  }
+  if (major > NEWEST_MAJOR) {
+    found.push(
+      finding(
+        'version_untested',
+        here,
+        `PostgreSQL ${text}`,
+        `is newer than ${NEWEST_MAJOR}`,
+        'Look for a newer version of Coregent.',
+      ),
+    );
+  }
+  return found;
+}
+
+/** Whether replication connections get through, by opening one. */
+async function ofStream(client: pg.Client, region: RegionConfig): Promise<Finding[]> {
+  const here = region.name;
+  const { rows } = await client.query(
+    `select pg_backend_pid() as pid, current_setting('search_path') as path, session_user as role`,
+  );
+  const cure = 'Let the url reach PostgreSQL itself: host and port of the server, not those of the pooler.';
+  // A pooler hands out a number of its own as the session's.
+  if (
+    rows[0].pid !== (client as unknown as { processID: number }).processID ||
+    rows[0].path !== 'pg_catalog, pg_temp'
+  ) {
+    return [finding('pooler', here, null, 'the session is not the server’s own: a pooler stands between', cure)];
+  }
+  try {
+    const replication = await connect(region.url, here, { purpose: 'doctor', replication: true });
+    await replication.query('IDENTIFY_SYSTEM').finally(() => replication.end().catch(() => {}));
+    return [];
+  } catch (thrown) {
+    const { code, message } = classify(thrown, here);
+    if (code === 'peer_protocol') return [finding('pooler', here, null, message, cure)];
+    if (code === 'peer_busy') return []; // No walsender is free, which is a finding of its own.
+    const role = ident(rows[0].role);
+    return [
+      finding(
+        'replication_denied',
+        here,
+        rows[0].role,
+        message,
+        code === 'peer_denied' ? 'Let pg_hba.conf admit the role to the database.' : `alter role ${role} replication`,
+      ),
+    ];
+  }
+}
+
+function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding[] {
+  const here = region.name;
+  const found: Finding[] = [];
+  const others = config.regions.filter((other) => other !== region);
+  const set = (name: string, value: string): string => `alter system set ${name} = ${literal(value)}`;
+  const RELOAD = 'select pg_reload_conf()';
+  const RESTART = 'Restart the server.';
+  if (facts.wal_level !== 'logical') {
+    found.push(finding('wal_level', here, 'wal_level', `is ${facts.wal_level}`, set('wal_level', 'logical'), RESTART));
+  }
+  const missing = others.filter(
+    (puller) => !facts.slots.some(({ name }) => name === slotName(config.cluster, region.id, puller.id)),
+  ).length;
+  if (facts.slots_free < missing) {
+    found.push(
+      finding(
+        'slots_short',
+        here,
+        'max_replication_slots',
+        `${missing} more are needed, ${facts.slots_free} are free`,
+        set('max_replication_slots', String(20 + missing)),
+        RESTART,
+      ),
+    );
+  }
+  const idle = others.length - facts.slots.filter(({ name, active }) => active && name.startsWith('coregent_')).length;
+  // One more each for `apply`.
+  if (facts.senders_free < idle + 1) {
+    found.push(
+      finding(
+        'walsenders_short',
+        here,
+        'max_wal_senders',
+        `${idle + 1} more are needed, ${facts.senders_free} are free`,
+        set('max_wal_senders', String(20 + idle)),
+        RESTART,
+      ),
+    );
+  }
+  const origins = others.filter((peer) => !facts.origins.includes(slotName(config.cluster, peer.id, region.id))).length;
+  if (facts.origins_free < origins) {
+    const name = facts.version >= 180_000 ? 'max_active_replication_origins' : 'max_replication_slots';
+    found.push(
+      finding(
+        'origins_short',
+        here,
+        name,
+        `${origins} more are needed, ${facts.origins_free} are free`,
+        set(name, String(20 + origins)),
+        RESTART,
+      ),
+    );
+  }
+  if (facts.keep_mb < 0) {
+    found.push(
+      finding(
+        'wal_unbounded',
+        here,
+        'max_slot_wal_keep_size',
+        'is not set',
+        set('max_slot_wal_keep_size', '50GB'),
+        RELOAD,
+      ),
+    );
+  } else if (facts.keep_mb < TIGHT_MB) {
+    found.push(
+      finding(
+        'wal_tight',
+        here,
+        'max_slot_wal_keep_size',
+        `is ${facts.keep_mb} MB`,
+        set('max_slot_wal_keep_size', '50GB'),
+        RELOAD,
+      ),
+    );
+  }
+  if (facts.sender_timeout_ms < SHORTEST_SENDER_TIMEOUT_MS) {
+    const is =
+      facts.sender_timeout_ms === 0 ? 'is 0: a dead agent’s slot stays busy' : `is ${facts.sender_timeout_ms} ms`;
+    found.push(finding('sender_timeout', here, 'wal_sender_timeout', is, set('wal_sender_timeout', '60s'), RELOAD));
+  }
+  if (facts.slot_timeout_s > 0) {
+    found.push(
+      finding(
+        'slot_timeout',
+        here,
+        'idle_replication_slot_timeout',
+        'is on',
+        set('idle_replication_slot_timeout', '0'),
+        RELOAD,
+      ),
+    );
+  }
+  return found;
+}
+
+function ofSlots(facts: Facts, config: Config, region: RegionConfig): Finding[] {
+  const names = config.regions.map((puller) => slotName(config.cluster, region.id, puller.id));
+  return facts.slots.flatMap(({ name, lost, safe }) => {
+    if (!names.includes(name)) return [];
+    if (lost)
+      return [
+        finding(
+          'slot_lost',
+          region.name,
+          name,
+          'its WAL is gone',
+          'Run `coregent apply`: it makes the slot anew and joins the rows.',
+        ),
+      ];
+    if (safe === null || facts.keep_mb <= 0 || safe > facts.keep_mb * 2 ** 20 * NEAR) return [];
+    return [
+      finding(
+        'slot_near_limit',
+        region.name,
+        name,
+        `${Math.max(0, Math.round(safe / 2 ** 20))} MB are left of ${facts.keep_mb} MB`,
+        'Start the agent that reads it, or give slots more:',
+        `alter system set max_slot_wal_keep_size = '${facts.keep_mb * 4}MB'`,
+        'select pg_reload_conf()',
+      ),
+    ];
+  });
+}
+
+async function ofRole(client: pg.Client, facts: Facts, here: string): Promise<Finding[]> {
+  const { role } = facts;
+  const found: Finding[] = [];
+  if (facts.superuser)
+    found.push(
+      finding('superuser', here, role, 'is a superuser', 'Make a role of its own: `coregent doctor --grants`.'),
+    );
+  else if (facts.excess.length > 0) {
+    found.push(
+      finding(
+        'rights_excess',
+        here,
+        role,
+        `has ${facts.excess.join(' and ')}`,
+        `alter role ${ident(role)} ${facts.excess.map((each) => `no${each}`).join(' ')}`,
+      ),
+    );
+  }
+  if (!facts.may_create && !facts.installed) {
+    found.push(
+      finding(
+        'schema_denied',
+        here,
+        facts.database,
+        `${role} may not create a schema`,
+        `grant create on database ${ident(facts.database)} to ${ident(role)}`,
+      ),
+    );
+  }
+  if (!facts.sees_stats) {
+    found.push(
+      finding('stats_hidden', here, role, 'does not see other sessions', `grant pg_read_all_stats to ${ident(role)}`),
+    );
+  }
+  const tier = await findTier(client);
+  if (tier !== 'A') {
+    const sections = grantSections(await granteeOf(client, []));
+    const better = sections.filter((section) => section.tier === 'A' || (tier === 'C' && section.tier === 'B'));
+    found.push(finding('tier', here, role, `tier ${tier}: ${TIERS[tier]}`, ...better.flatMap(({ sql }) => sql)));
+  }
+  return found;
+}
+
+async function ofTransactions(client: pg.Client, here: string, patienceMs: number): Promise<Finding[]> {
+  const { rows: prepared } = await client.query(
+    `select gid, owner, prepared::text as since from pg_prepared_xacts
+      where database = current_database() and prepared <= clock_timestamp() - $1::float8 * interval '1 ms' order by prepared`,
+    [patienceMs],
+  );
+  const { rows: open } = await client.query(
+    `select pid, state, usename as role, xact_start::text as since from pg_stat_activity
+      where backend_type = 'client backend' and pid <> pg_backend_pid() and xact_start <= clock_timestamp() - $1::float8 * interval '1 ms'
+      and application_name not like 'coregent %' order by xact_start`,
+    [patienceMs],
+  );
+  return [
+    ...prepared.map(({ gid, owner, since }) =>
+      finding('prepared_old', here, gid, `of ${owner}, prepared at ${since}`, `rollback prepared ${literal(gid)}`),
+    ),
+    ...open.map(({ pid, state, role, since }) =>
+      finding(
+        'transaction_long',
+        here,
+        `session ${pid}`,
+        `of ${role}, ${state}, began at ${since}`,
+        `select pg_terminate_backend(${pid})`,
+      ),
+    ),
+  ];
+}
+
+async function ofCollation(client: pg.Client, { version, database }: Facts, here: string): Promise<Finding[]> {
+  if (version < 150_000) return [];
+  const { rows } = await client.query(
+    `select datcollversion as was, pg_database_collation_actual_version(oid) as is from pg_database where datname = current_database()`,
+  );
+  const { was, is } = rows[0];
+  if (was === null || is === null || was === is) return [];
+  return [
+    finding(
+      'collation_version',
+      here,
+      database,
+      `indexes were made under version ${was}, the system has ${is}`,
+      `reindex database ${ident(database)}`,
+      `alter database ${ident(database)} refresh collation version`,
+    ),
+  ];
+}
+
+/** A region that could not be asked, as a finding. */
+export function unreachable(thrown: unknown, here: string): Finding {
+  const error = thrown instanceof CoregentError ? thrown : classify(thrown, here);
+  if (error.code === 'peer_protocol') {
+    return finding('pooler', here, null, error.message, 'Let the url reach PostgreSQL itself, not the pooler.');
+  }
+  return finding('unreachable', here, null, `${error.message} (${error.code})`, error.cure);
+}

@@ -1,0 +1,182 @@
+import type pg from 'pg';
+import type { Config, RegionConfig } from '../config.ts';
+import type { Tier } from '../model/api.ts';
+import { CoregentError, classify, EXIT } from '../model/error.ts';
+import { findTier } from './applier.ts';
+import { connect } from './connect.ts';
+import { examineServer, unreachable } from './doctor-server.ts';
+import { examineTables } from './doctor-tables.ts';
+import { type Finding, finding } from './findings.ts';
+import { makePlan, type OpenRegion } from './setup.ts';
+
+/** One region as it was found. */
+export interface Patient {
+  readonly region: string;
+  /** Null when it could not be asked. */
+  readonly version: string | null;
+  readonly tier: Tier | null;
+}
+
+/** What `doctor` says. */
+export interface Diagnosis {
+  readonly cluster: string;
+  readonly regions: readonly Patient[];
+  /** The worst first. */
+  readonly findings: readonly Finding[];
+  /** Whether a region could not be reached at all. */
+  readonly unreachable: boolean;
+}
+
+const TIMEOUT_MS = 5_000;
+/** A transaction that is open for longer is told of. */
+const PATIENCE_MS = 10 * 60_000;
+const CLOCK_READINGS = 5;
+
+/** Examines every region and what they have in common. Reads only; a region that does not answer is a finding. */
+export async function examine(config: Config, patienceMs = PATIENCE_MS): Promise<Diagnosis> {
+  const findings: Finding[] = [];
+  const open: OpenRegion[] = [];
+  let away = false;
+  const looked = await Promise.all(
+    config.regions.map(async (region): Promise<Patient> => {
+      const none = { region: region.name, version: null, tier: null };
+      let client: pg.Client | undefined;
+      try {
+        client = await connect(region.url, region.name, { purpose: 'doctor', timeoutMs: TIMEOUT_MS });
+        const { rows } = await client.query('show server_version');
+        const found = await examineServer(client, config, region, patienceMs);
+        findings.push(...found);
+        if (found.some(({ code }) => code === 'standby')) {
+          await client.end();
+          return { ...none, version: rows[0].server_version };
+        }
+        findings.push(...(await examineTables(client, config, region.name)));
+        open.push({ region, client });
+        return { ...none, version: rows[0].server_version, tier: await findTier(client) };
+      } catch (thrown) {
+        client?.end().catch(() => {});
+        const error = classify(thrown, region.name);
+        if (error.exit === EXIT.unreachable) away = true;
+        findings.push(unreachable(error, region.name));
+        return none;
+      }
+    }),
+  );
+  try {
+    open.sort((a, b) => config.regions.indexOf(a.region) - config.regions.indexOf(b.region));
+    if (open.length === config.regions.length) findings.push(...(await ofPlan(config, open)));
+    findings.push(
+      ...clockFindings(await Promise.all(open.map(readClock)), config.clock.maxOffsetMs),
+      ...(await ofEncodings(open)),
+    );
+  } finally {
+    await Promise.all(open.map(({ client }) => client.end().catch(() => {})));
+  }
+  return { cluster: config.cluster, regions: looked, findings: inOrder(findings, config.regions), unreachable: away };
+}
+
+function inOrder(findings: readonly Finding[], regions: readonly RegionConfig[]): Finding[] {
+  const severities = ['blocker', 'warning', 'notice'];
+  const place = ({ severity, region }: Finding): number =>
+    severities.indexOf(severity) * 1_000 + regions.findIndex(({ name }) => name === region);
+  return [...findings].sort((a, b) => place(a) - place(b));
+}
+
+/** What `apply` would refuse, for its own reasons. */
+async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Finding[]> {
+  try {
+    await makePlan(config, open);
+    return [];
+  } catch (error) {
+    if (!(error instanceof CoregentError) || error.code !== 'refused') throw error;
+    if (!error.faults) return [finding('no_tables', null, null, error.message, error.cure)];
+    return error.faults.map(({ path, message }) => {
+      const [object, region] = path.split(/ in (?=[^ ]*$)/);
+      const [reason, cure] = message.split(/: (?=alter )/);
+      return finding(
+        'table_unfit',
+        region ?? null,
+        object!,
+        reason!,
+        cure ?? 'Mend it as said, or leave the table out of `tables`.',
+      );
+    });
+  }
+}
+
+/** A server's clock less this machine's, and how far off that may be. */
+interface Reading {
+  readonly region: string;
+  readonly offsetMs: number;
+  readonly errorMs: number;
+}
+
+/** Clocks that are ahead of the slowest one for certain, by more than `maxOffsetMs`. */
+export function clockFindings(readings: readonly Reading[], maxOffsetMs: number): Finding[] {
+  const [slowest] = [...readings].sort((a, b) => a.offsetMs - b.offsetMs);
+  return readings.flatMap(({ region, offsetMs, errorMs }) => {
+    const ahead = offsetMs - slowest!.offsetMs - (errorMs + slowest!.errorMs);
+    if (ahead <= maxOffsetMs) return [];
+    return [
+      finding(
+        'clock_offset',
+        region,
+        null,
+        `its clock is ${Math.round(ahead)} ms ahead of ${slowest!.region}’s`,
+        'Set the clocks right (NTP, chrony); or raise `clock.max_offset` if that is how they are.',
+      ),
+    ];
+  });
+}
+
+/** By the quickest of a few answers. */
+async function readClock({ client, region }: OpenRegion): Promise<Reading> {
+  let best = { region: region.name, offsetMs: 0, errorMs: Number.POSITIVE_INFINITY };
+  for (let i = 0; i < CLOCK_READINGS; i++) {
+    const before = performance.now();
+    const { rows } = await client.query(`select (date_part('epoch', clock_timestamp()) * 1000)::float8 as ms`);
+    const after = performance.now();
+    const errorMs = (after - before) / 2;
+    if (errorMs < best.errorMs) best = { region: region.name, offsetMs: rows[0].ms - (before + after) / 2, errorMs };
+  }
+  return best;
+}
+
+async function ofEncodings(open: readonly OpenRegion[]): Promise<Finding[]> {
+  const all = await Promise.all(
+    open.map(async ({ client }) => {
+      const { rows } = await client.query(
+        `select pg_encoding_to_char(encoding) as encoding, datcollate || ' ' || coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale', '') as collation
+          from pg_database d where datname = current_database()`,
+      );
+      return rows[0] as { encoding: string; collation: string };
+    }),
+  );
+  const [first] = all;
+  return all.flatMap(({ encoding, collation }, index) => {
+    const here = open[index]!.region.name;
+    const there = open[0]!.region.name;
+    const anew = (what: string): string => `Make the database anew ${what}, and restore its dump there.`;
+    if (encoding !== first!.encoding) {
+      return [
+        finding(
+          'encoding',
+          here,
+          null,
+          `is ${encoding}, ${there} is ${first!.encoding}`,
+          anew(`with encoding ${first!.encoding}`),
+        ),
+      ];
+    }
+    if (collation === first!.collation) return [];
+    return [
+      finding(
+        'collation',
+        here,
+        null,
+        `is ${collation.trim()}, ${there} is ${first!.collation.trim()}`,
+        anew(`with lc_collate ${first!.collation.trim()}`),
+      ),
+    ];
+  });
+}

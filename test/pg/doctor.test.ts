@@ -1,0 +1,296 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { examine } from '../../src/pg/doctor.ts';
+import type { Finding, FindingCode } from '../../src/pg/findings.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { startPooler } from '../world/pooler.ts';
+import { until } from '../world/until.ts';
+
+const ITEMS = 'create table items (id int primary key, v text)';
+
+async function doctor(
+  cluster: Cluster,
+  change: Record<string, unknown> = {},
+): Promise<{ code: number; findings: Finding[] }> {
+  const { code, out } = await cluster.cliWith(change, 'doctor', '--json');
+  return { code, findings: JSON.parse(out).findings };
+}
+
+const codes = (findings: readonly Finding[]): string[] => [...new Set(findings.map(({ code }) => code))].sort();
+
+/** Runs the SQL of the cures, as an administrator in the region of each; words are left to people. */
+async function cure(cluster: Cluster, findings: readonly Finding[], ...which: FindingCode[]): Promise<void> {
+  for (const { code, region, cure: lines } of findings) {
+    if (which.length > 0 && !which.includes(code)) continue;
+    for (const line of lines) if (/^[a-z]|^CREATE /.test(line)) await cluster.query(region!, line);
+  }
+}
+
+test('a superuser on sound databases is told only that it is one, and that nothing bounds the WAL that slots keep', async () => {
+  await using cluster = await makeCluster({ tables: ITEMS, regions: 2 });
+  for (const installed of [false, true]) {
+    if (installed) await cluster.install();
+    const { code, findings } = await doctor(cluster);
+    expect(codes(findings)).toEqual(['superuser', 'wal_unbounded']);
+    expect(code).toBe(0);
+  }
+  const { out, code, err } = await cluster.cli('doctor');
+  expect({ code, err }).toEqual({ code: 0, err: '' });
+  expect(out).toContain(
+    `warning tokyo max_slot_wal_keep_size: is not set (wal_unbounded)\n    alter system set max_slot_wal_keep_size = '50GB';`,
+  );
+  expect(out).toContain('2 warnings, 2 notices');
+});
+
+test('settings of a server that are in the way are found, and gone once the cures were run', async () => {
+  await using cluster = await makeCluster({
+    tables: ITEMS,
+    regions: 2,
+    servers: 'own',
+    settings: {
+      wal_level: 'replica',
+      max_replication_slots: 0,
+      max_wal_senders: 1,
+      wal_sender_timeout: 0,
+      max_slot_wal_keep_size: '64MB',
+    },
+  });
+  const newest = Number(await cluster.value('tokyo', `select current_setting('server_version_num')`)) >= 180_000;
+  const late = { max_active_replication_origins: 0, idle_replication_slot_timeout: '1min' };
+  for (const region of newest ? cluster.regions : []) {
+    for (const [name, value] of Object.entries(late))
+      await cluster.query(region, `alter system set ${name} = '${value}'`);
+    await cluster.server(region).stop();
+    await cluster.server(region).start();
+  }
+  const { code, findings } = await doctor(cluster);
+  expect(code).toBe(3);
+  const expected = [
+    'origins_short',
+    'sender_timeout',
+    ...(newest ? ['slot_timeout'] : []),
+    'slots_short',
+    'superuser',
+    'wal_level',
+    'wal_tight',
+    'walsenders_short',
+  ];
+  expect(codes(findings)).toEqual(expected);
+  expect((await cluster.cli('apply')).code).not.toBe(0);
+  await cure(cluster, findings);
+  for (const region of cluster.regions) {
+    await cluster.server(region).stop();
+    await cluster.server(region).start();
+  }
+  expect(codes((await doctor(cluster)).findings)).toEqual(['superuser']);
+  await cluster.install();
+});
+
+test('C8, D7, D8, E8: encodings, clocks, transactions and slots', async () => {
+  await using cluster = await makeCluster({
+    tables: ITEMS,
+    regions: 2,
+    servers: 'own',
+    settings: { max_prepared_transactions: 5, max_slot_wal_keep_size: '1GB' },
+  });
+  await cluster.install();
+  const open = await cluster.session('tokyo');
+  await open.query('begin; select 1');
+  await cluster.query('frankfurt', `begin; insert into items values (1, 'x'); prepare transaction 'it''s mine'`);
+  const patient = await examine(cluster.config);
+  expect(codes(patient.findings)).toEqual(['superuser']);
+  const found = await examine(cluster.config, 0);
+  expect(codes(found.findings)).toEqual(['prepared_old', 'superuser', 'transaction_long']);
+  await cure(cluster, found.findings, 'prepared_old', 'transaction_long');
+  expect(codes((await examine(cluster.config, 0)).findings)).toEqual(['superuser']);
+
+  // A slot that is nearly, then wholly, out of WAL.
+  const write = `select pg_logical_emit_message(false, 'x', repeat('x', 4000000))`;
+  for (const region of cluster.regions) await cluster.query(region, `alter system set max_slot_wal_keep_size = '48MB'`);
+  for (const region of cluster.regions) await cluster.query(region, 'select pg_reload_conf()');
+  const near = await until(
+    async () => {
+      await cluster.query('tokyo', write);
+      return (await doctor(cluster)).findings.find((each) => each.code === 'slot_near_limit');
+    },
+    { what: 'the slot to be told of', deadlineMs: 30_000 },
+  );
+  expect(near).toMatchObject({ region: 'tokyo', severity: 'warning' });
+  for (let i = 0; i < 10; i++) await cluster.query('tokyo', write);
+  await cluster.query('tokyo', 'checkpoint');
+  const lost = await doctor(cluster);
+  expect(lost.code).toBe(3);
+  expect(lost.findings).toContainEqual(
+    expect.objectContaining({ code: 'slot_lost', region: 'tokyo', severity: 'blocker' }),
+  );
+  await cluster.query('tokyo', `alter system set max_slot_wal_keep_size = '2GB'`);
+  await cluster.query('tokyo', 'select pg_reload_conf()');
+  await cluster.install();
+  expect(codes((await doctor(cluster)).findings)).not.toContain('slot_lost');
+
+  // Another encoding, under the same role.
+  await cluster.query('frankfurt', `create database latin encoding 'LATIN1' template template0 locale 'C'`);
+  const url = Object.assign(new URL(cluster.url('frankfurt')), { pathname: '/latin' }).href;
+  const regions = { tokyo: { id: 1, url: cluster.url('tokyo') }, frankfurt: { id: 2, url } };
+  expect((await doctor(cluster, { regions })).findings).toContainEqual(
+    expect.objectContaining({ code: 'encoding', region: 'frankfurt', message: 'is LATIN1, tokyo is UTF8' }),
+  );
+});
+
+test('C16, G7: collations, standbys and subscriptions', async () => {
+  await using cluster = await makeCluster({ tables: ITEMS, regions: 2, servers: 'own' });
+  await cluster.query('tokyo', `create database other locale_provider icu icu_locale 'en' template template0`);
+  await cluster.query('frankfurt', 'create publication other for table items');
+  await cluster.query('tokyo', `create subscription native connection '${cluster.url('frankfurt')}' publication other`);
+  const { findings } = await doctor(cluster);
+  expect(codes(findings)).toEqual(['publication', 'subscription', 'superuser', 'wal_unbounded']);
+  await cure(cluster, findings, 'publication', 'subscription');
+  expect(codes((await doctor(cluster)).findings)).toEqual(['superuser', 'wal_unbounded']);
+  await cluster.query('tokyo', 'drop subscription native');
+
+  const url = Object.assign(new URL(cluster.url('tokyo')), { pathname: '/other' }).href;
+  const regions = { tokyo: { id: 1, url }, frankfurt: { id: 2, url: cluster.url('frankfurt') } };
+  await cluster.query('tokyo', `update pg_database set datcollversion = '1' where datname = 'other'`);
+  const icu = (await doctor(cluster, { regions })).findings;
+  expect(codes(icu)).toEqual(expect.arrayContaining(['collation', 'collation_version']));
+  const other = await cluster.session('tokyo', 'other');
+  for (const line of icu.find((each) => each.code === 'collation_version')!.cure) await other.query(line);
+  expect(codes((await doctor(cluster, { regions })).findings)).not.toContain('collation_version');
+
+  const server = cluster.server('frankfurt');
+  await server.stop();
+  await writeFile(join(server.dataDir, 'standby.signal'), '', { mode: 0o666 });
+  await server.start();
+  const standby = await doctor(cluster);
+  expect(standby.code).toBe(3);
+  expect(standby.findings[0]).toMatchObject({ code: 'standby', region: 'frankfurt' });
+});
+
+test('a role without rights is told of each that it lacks; what --grants prints is enough', async () => {
+  await using cluster = await makeCluster({ tables: ITEMS, regions: 2, tier: 'A' });
+  expect(codes((await doctor(cluster)).findings)).toEqual(['wal_unbounded']);
+  const { role } = cluster;
+  for (const region of cluster.regions) {
+    await cluster.query(
+      region,
+      `alter role ${role} noreplication createdb; revoke ${role}_app from ${role}; revoke pg_read_all_stats from ${role}`,
+    );
+    await cluster.query(
+      region,
+      `do $$ begin execute format('revoke create on database %I from ${role}', current_database()); end $$`,
+    );
+    await cluster.query(region, `revoke execute on function pg_replication_origin_create(text) from ${role}`);
+  }
+  const { code, findings } = await doctor(cluster);
+  expect(code).toBe(3);
+  expect(codes(findings)).toEqual([
+    'owner_missing',
+    'replication_denied',
+    'rights_excess',
+    'schema_denied',
+    'stats_hidden',
+    'tier',
+    'wal_unbounded',
+  ]);
+  expect(findings.find((each) => each.code === 'tier')?.message).toMatch(/^tier B: /);
+  await cure(cluster, findings, 'rights_excess');
+  const { out } = await cluster.cli('doctor', '--grants');
+  for (const region of cluster.regions)
+    await cluster.query(region, out.slice(out.indexOf(`-- in ${region},`)).split(/\n\n/)[0]!);
+  expect(codes((await doctor(cluster)).findings)).toEqual(['wal_unbounded']);
+  await cluster.install();
+});
+
+test('D11, G2, G6, G7, B17: what lies around a table and gets in the way is found, and gone once the cures were run', async () => {
+  await using cluster = await makeCluster({
+    tables: `${ITEMS}; create unlogged table fast (id int primary key); create table keyless (id int);
+      create function noop() returns trigger language plpgsql as 'begin return new; end';
+      create trigger always before insert on items for each row execute function noop();
+      alter table items enable always trigger always;
+      create rule hide as on delete to items do instead nothing;
+      alter table items enable row level security; alter table items force row level security;
+      create publication other for table items;`,
+    regions: 2,
+    tier: 'B',
+  });
+  await cluster.query('frankfurt', 'alter table items add column extra int');
+  const { code, findings } = await doctor(cluster);
+  expect(code).toBe(3);
+  expect(codes(findings)).toEqual([
+    'publication',
+    'rls_forced',
+    'rule',
+    'table_unfit',
+    'tier',
+    'trigger_fires',
+    'wal_unbounded',
+  ]);
+  const unfit = findings.filter((each) => each.code === 'table_unfit');
+  expect(unfit.map(({ region, object }) => `${object} ${region}`).sort()).toEqual([
+    'public.fast frankfurt',
+    'public.fast tokyo',
+    'public.items frankfurt',
+    'public.keyless frankfurt',
+    'public.keyless tokyo',
+  ]);
+  const refused = await cluster.cli('apply', '--json');
+  expect(refused.code).toBe(5);
+  expect(JSON.parse(refused.err).error.faults).toHaveLength(unfit.length);
+  await cure(cluster, findings, 'publication', 'rls_forced', 'rule', 'trigger_fires', 'tier');
+  for (const region of cluster.regions) {
+    await cluster.query(region, 'alter table fast set logged; alter table keyless add primary key (id)');
+  }
+  await cluster.query('tokyo', 'alter table items add column extra int');
+  expect(codes((await doctor(cluster)).findings)).toEqual(['wal_unbounded']);
+  await cluster.install();
+});
+
+test('tier C: triggers and foreign keys that fire on apply are silenced by the printed statements', async () => {
+  await using cluster = await makeCluster({
+    tables: `create table items (id int primary key, v text, up int references items);
+      create table log (id uuid primary key default gen_random_uuid(), t text);
+      create function stamp() returns trigger language plpgsql as $$ begin new.v := new.v || ' of ' || current_database(); return new; end $$;
+      create function tell() returns trigger language plpgsql as $$ begin insert into public.log (t) values (tg_name); return null; end $$;
+      create trigger stamp before insert or update on items for each row when (new.id > 0) execute function stamp();
+      create trigger tell after insert on items for each row execute function tell();
+      create constraint trigger later after insert on items deferrable initially deferred for each row execute function tell('EXECUTE FUNCTION');`,
+    regions: 2,
+    tier: 'C',
+  });
+  const { code, findings } = await doctor(cluster);
+  expect(code).toBe(3);
+  expect(codes(findings)).toEqual(['foreign_key_fires', 'tier', 'trigger_changes', 'trigger_fires', 'wal_unbounded']);
+  await cure(cluster, findings, 'foreign_key_fires', 'trigger_changes', 'trigger_fires');
+  expect(codes((await doctor(cluster)).findings)).toEqual(['tier', 'wal_unbounded']);
+  await cluster.install();
+  await cluster.startAgents();
+  await cluster.query(
+    'tokyo',
+    `insert into items values (1, 'one', null), (2, 'two', 1); update items set v = v || '!' where id = 1`,
+  );
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from log')).toBe(4);
+  expect(await cluster.value('frankfurt', 'select v from items where id = 2')).toBe(
+    await cluster.value('tokyo', `select 'two of ' || current_database()`),
+  );
+});
+
+test('E21: a pooler in the way is told from the server itself; a region that does not answer is exit 4', async () => {
+  await using cluster = await makeCluster({ tables: ITEMS, regions: 2 });
+  const { hostname, port } = new URL(cluster.url('tokyo'));
+  const pooler = await startPooler({ host: hostname, port: Number(port) });
+  onTestFinished(() => pooler.close());
+  const at = (to: number) => Object.assign(new URL(cluster.url('tokyo')), { port: String(to) }).href;
+  const through = (url: string) => ({
+    regions: { tokyo: { id: 1, url }, frankfurt: { id: 2, url: cluster.url('frankfurt') } },
+  });
+  const { code, findings } = await doctor(cluster, through(at(pooler.port)));
+  expect(code).toBe(3);
+  expect(findings[0]).toMatchObject({ code: 'pooler', severity: 'blocker', region: 'tokyo' });
+  pooler.close();
+  const away = await doctor(cluster, through(at(pooler.port)));
+  expect(away.code).toBe(4);
+  expect(away.findings[0]).toMatchObject({ code: 'unreachable', region: 'tokyo' });
+  expect(away.findings).toContainEqual(expect.objectContaining({ code: 'superuser', region: 'frankfurt' }));
+});

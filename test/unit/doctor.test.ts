@@ -1,0 +1,106 @@
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { clockFindings } from '../../src/pg/doctor.ts';
+import { versionFindings } from '../../src/pg/doctor-server.ts';
+import { guardedTrigger } from '../../src/pg/doctor-tables.ts';
+import { findings } from '../../src/pg/findings.ts';
+import { grantsText } from '../../src/pg/grants.ts';
+
+const read = (file: string): string => readFileSync(new URL(`../../docs/${file}`, import.meta.url), 'utf8');
+
+describe('the documentation', () => {
+  it('has every finding, as the table has it', () => {
+    const rows = Object.entries(findings).map(([code, { severity, doc }]) => `| \`${code}\` | ${severity} | ${doc} |`);
+    const said = read('doctor.md')
+      .split('\n')
+      .filter((line) => /^\| `/.test(line));
+    expect(said).toEqual(rows);
+  });
+
+  it('shows the grants as they are printed', () => {
+    const grantee = { role: 'coregent', database: 'shop', owners: ['app'], version: 180_000, exists: false };
+    expect(read('privileges.md')).toContain(grantsText(grantee));
+  });
+});
+
+describe('grants', () => {
+  const grantee = { role: 'r', database: 'd', owners: ['r', 'o'], version: 140_000, exists: true };
+
+  it('are only what a tier needs', () => {
+    for (const [tier, replica, origins] of [
+      ['A', true, true],
+      ['B', true, false],
+      ['C', false, false],
+    ] as const) {
+      const text = grantsText(grantee, tier);
+      expect(text.includes('session_replication_role')).toBe(replica);
+      expect(text.includes('pg_replication_origin_create')).toBe(origins);
+    }
+  });
+
+  it('name no parameter where there is no such grant, and no role to itself', () => {
+    const text = grantsText(grantee);
+    expect(text).not.toContain('on parameter');
+    expect(text).toContain('alter role "r" in database "d" set session_replication_role = replica;');
+    expect(text).not.toContain('grant "r" to "r"');
+  });
+});
+
+describe('releases', () => {
+  it.each([
+    [130_020, ['version_unsupported']],
+    [140_012, ['version_loses']],
+    [140_023, []],
+    [160_004, ['version_loses']],
+    [160_005, []],
+    [170_000, ['version_loses']],
+    [180_004, []],
+    [190_000, ['version_untested']],
+  ])('%s is told of as %j', (version, codes) => {
+    expect(versionFindings(version, 'x', 'tokyo').map(({ code }) => code)).toEqual(codes);
+  });
+
+  it('name the first one that loses nothing', () => {
+    expect(versionFindings(140_005, '14.5', 'tokyo')[0]!.cure[0]).toContain('14.14');
+  });
+});
+
+describe('clocks', () => {
+  const at = (region: string, offsetMs: number, errorMs = 10) => ({ region, offsetMs, errorMs });
+
+  it('are told of when they differ by more than may be for certain', () => {
+    const found = clockFindings([at('tokyo', 800), at('frankfurt', 100), at('virginia', 615)], 500);
+    expect(found.map(({ region, message }) => [region, message])).toEqual([
+      ['tokyo', 'its clock is 680 ms ahead of frankfurt’s'],
+    ]);
+  });
+
+  it('are not, while the answers take longer than they differ', () => {
+    expect(clockFindings([at('tokyo', 1_000, 300), at('frankfurt', 0, 300)], 500)).toEqual([]);
+    expect(clockFindings([], 500)).toEqual([]);
+  });
+});
+
+describe('a guarded trigger', () => {
+  const guard = `pg_catalog.pg_trigger_depth() > 0 or pg_catalog.current_setting('coregent.apply', true) is distinct from 'on'`;
+  const made = (definition: string) => guardedTrigger(definition, 'a', '"public"."t"');
+
+  it('keeps its own condition', () => {
+    expect(
+      made('CREATE TRIGGER a BEFORE UPDATE ON public.t FOR EACH ROW WHEN ((old.v <> new.v)) EXECUTE FUNCTION f()'),
+    ).toEqual([
+      `CREATE OR REPLACE TRIGGER a BEFORE UPDATE ON public.t FOR EACH ROW WHEN (((old.v <> new.v)) and (${guard})) EXECUTE FUNCTION f()`,
+    ]);
+    expect(made('CREATE TRIGGER a AFTER INSERT ON public.t FOR EACH STATEMENT EXECUTE FUNCTION f()')).toEqual([
+      `CREATE OR REPLACE TRIGGER a AFTER INSERT ON public.t FOR EACH STATEMENT WHEN (${guard}) EXECUTE FUNCTION f()`,
+    ]);
+  });
+
+  it('is made anew where it cannot be replaced', () => {
+    const [drop, create] = made(
+      'CREATE CONSTRAINT TRIGGER a AFTER INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION f()',
+    );
+    expect(drop).toBe('drop trigger "a" on "public"."t"');
+    expect(create).toMatch(/^CREATE CONSTRAINT TRIGGER a .* WHEN \(pg_catalog/);
+  });
+});
