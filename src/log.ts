@@ -11,6 +11,10 @@ interface EventRow {
 export const events = {
   'agent.started': { level: 'info', doc: 'The agent runs and has read its configuration.' },
   'agent.standby': { level: 'info', doc: 'Another agent of this region leads; this one waits to take over.' },
+  'agent.takeover': {
+    level: 'warn',
+    doc: 'The agent that led was silent, stopped or cut off; its sessions were ended, and this one leads.',
+  },
   'agent.leading': { level: 'info', doc: 'This agent holds the region’s lock and applies.' },
   'agent.stopping': { level: 'info', doc: 'A stop was asked for; a batch under way is rolled back and comes again.' },
   'agent.stopped': { level: 'info', doc: 'All connections are closed.' },
@@ -35,6 +39,10 @@ export const events = {
     doc: 'A replicated table was changed; the link begins again with what it is now.',
   },
   'rejoin.retry': { level: 'warn', doc: 'Copying what was missed failed; it is tried again, and the stream goes on.' },
+  'slot.freed': {
+    level: 'warn',
+    doc: 'The peer still served a connection that nobody was at the other end of; it was ended.',
+  },
 
   'tier.found': { level: 'info', doc: 'What the role may do (A, B or C) for rows of this peer, and what that means.' },
 

@@ -10,6 +10,7 @@ import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
+import { takeLock } from './lock.ts';
 import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
 
@@ -29,9 +30,6 @@ export interface AgentOptions {
   readonly host?: string;
 }
 
-/** First half of the advisory lock that makes one agent of a region lead; the second half is the region's id. */
-const LOCK_CLASS = 0x636f7265;
-const STANDBY_POLL_MS = 1_000;
 const CLOCK_MS = 5_000;
 const MEASURE_MS = 1_000;
 const LOCAL_RETRY_MS = 1_000;
@@ -177,7 +175,18 @@ class RunningAgent implements Agent {
       if (!(await readInstalled(local, here.name))) {
         throw new CoregentError('schema_missing', 'this region is not installed', { where: here.name });
       }
-      if (!(await this.#takeLock(local, signal))) return;
+      let tookOver = false;
+      const lead = takeLock({
+        local,
+        region: here,
+        signal,
+        standby: () => this.#standby(),
+        takenOver: () => {
+          tookOver = true;
+          this.#log.event('agent.takeover');
+        },
+      });
+      if (!(await Promise.race([lead, lost]))) return;
       const clock = new DatabaseClock();
       await clock.read(local);
       const ask = inTurn();
@@ -190,6 +199,7 @@ class RunningAgent implements Agent {
         metrics: this.#metrics,
         clock,
         local: { query: (text: string, values?: unknown[]) => ask(() => local.query(text, values)) },
+        tookOver,
         readMicros: () => ask(() => readMicros(local)),
         flushedLsn: () => {
           flushed ??= ask(() => local.query('select pg_current_wal_flush_lsn()::text as lsn')).then(({ rows }) => {
@@ -236,19 +246,11 @@ class RunningAgent implements Agent {
     }
   }
 
-  /** Waits for the region's lock; false when the signal came first. */
-  async #takeLock(local: pg.Client, signal: AbortSignal): Promise<boolean> {
-    for (;;) {
-      const { rows } = await local.query('select pg_try_advisory_lock($1, $2) as mine', [LOCK_CLASS, this.#here.id]);
-      if (rows[0].mine) return true;
-      if (this.#state !== 'standby') {
-        this.#enter('standby');
-        this.#log.event('agent.standby');
-      }
-      this.#tickMs = performance.now();
-      await pause(STANDBY_POLL_MS, signal);
-      if (signal.aborted) return false;
-    }
+  #standby(): void {
+    this.#tickMs = performance.now();
+    if (this.#state === 'standby') return;
+    this.#enter('standby');
+    this.#log.event('agent.standby');
   }
 
   /** The worst of its sessions': one may have found no free origin. */

@@ -8,7 +8,7 @@ import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, slotName } from '../pg/catalog.ts';
-import { connect, connectionError, type Queryable } from '../pg/connect.ts';
+import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
@@ -26,6 +26,7 @@ import type { DatabaseClock } from './clock.ts';
 import { Ending } from './ending.ts';
 import { Link } from './link.ts';
 import { Rejoin } from './rejoin.ts';
+import { StaleWalsender } from './stale.ts';
 import { compareTables, type Tables, Watch } from './tables.ts';
 
 /** What a peer shares with the other peers of its agent. */
@@ -38,6 +39,8 @@ export interface PeerContext {
   readonly clock: DatabaseClock;
   /** This region's database, for a short query now and then; one connection serves all peers. */
   readonly local: Queryable;
+  /** Whether the agent that led before was put out, and may have left connections behind. */
+  readonly tookOver: boolean;
   /** The local database's time now, in microseconds since 1970. */
   readMicros(): Promise<number>;
   /** Where the local WAL is flushed to. One query serves all peers. */
@@ -72,11 +75,15 @@ export class Peer {
   readonly link: Link;
   #isolate = false;
   #rejoin: Rejoin | undefined;
+  readonly #stale: StaleWalsender;
+  /** The slot was held by nobody, and is free now. */
+  #freed = false;
 
   constructor(context: PeerContext, region: RegionConfig) {
     this.#context = context;
     this.#region = region;
     this.#slot = slotName(context.config.cluster, region.id, context.here.id);
+    this.#stale = new StaleWalsender(this.#slot, context.tookOver);
     const { clock, log, metrics } = context;
     this.link = new Link({ peer: region, slot: this.#slot, clock, log, metrics });
   }
@@ -100,7 +107,8 @@ export class Peer {
           await pause(backoffMs(1), signal);
           continue;
         }
-        if (performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
+        if (this.#freed || performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
+        this.#freed = false;
         failures++;
         // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
         const isolates = error.code === 'apply_failed' && !this.#isolate;
@@ -133,9 +141,13 @@ export class Peer {
     const ended = new Ending();
     const onAbort = (): void => ended.end(new CoregentError('peer_unreachable', 'stopping'));
     signal.addEventListener('abort', onAbort);
+    let over = false;
+    let vigil: NodeJS.Timeout | undefined;
     const open = async (...args: Parameters<typeof connect>): Promise<pg.Client> => {
       const client = await connect(...args);
       clients.push(client);
+      // Another one failed before: nobody is left to close this one.
+      if (over) drop(client);
       client.on('error', (error) => ended.end(connectionError(error, args[1])));
       client.on('end', () =>
         ended.end(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
@@ -154,13 +166,17 @@ export class Peer {
       const { log } = this.#context;
       const slot = this.#slot;
       const anew = (reason: string): void => log.event('peer.rejoining', { peer: name, slot, reason });
-      const start = await findStart({ apply, control, replication, slot, peer: this.#region, cluster, anew });
+      // What follows may rightly take long; whether the peer still answers at all is asked apart from it.
+      vigil = regularly(PROBE_TIMEOUT_MS, () => answers(this.#region), ended);
+      const start = await ended.wait(
+        findStart({ apply, control, replication, slot, peer: this.#region, cluster, anew }),
+      );
       const marked = await useOrigin(apply, this.#slot);
       const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';
       this.link.tier = tier;
       log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
-      const tables = await compareTables({ apply, control }, { slot, peer: name, log });
+      const tables = await ended.wait(compareTables({ apply, control }, { slot, peer: name, log }));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
       const fetch = makeFetch(() => control, name);
@@ -186,15 +202,18 @@ export class Peer {
         ended,
         timers,
         stopping: stopping.signal,
+        started: () => clearInterval(vigil),
       });
     } finally {
+      over = true;
+      clearInterval(vigil);
       signal.removeEventListener('abort', onAbort);
       for (const timer of timers) clearInterval(timer);
       stopping.abort();
       this.link.close();
       for (const client of clients) {
         client.removeAllListeners('end');
-        (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+        drop(client);
       }
       await this.#rejoin?.ended();
       this.#rejoin = undefined;
@@ -214,6 +233,8 @@ export class Peer {
     timers: NodeJS.Timeout[];
     /** Ends with the session. */
     stopping: AbortSignal;
+    /** Called when the stream runs. */
+    started: () => void;
   }): Promise<void> {
     const { config, log, clock } = this.#context;
     const { store, start, ended, timers, control, tables, stopping } = session;
@@ -230,9 +251,11 @@ export class Peer {
     link.parts.decoder = decoder;
     link.parts.acks = acks;
 
-    const { rows } = await control.query(
-      `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
-        current_setting('server_version_num')::int as version, pg_current_wal_flush_lsn()::text as lsn`,
+    const { rows } = await ended.wait(
+      control.query(
+        `select extract(epoch from current_setting('wal_sender_timeout')::interval)::float8 as timeout_s,
+          current_setting('server_version_num')::int as version, pg_current_wal_flush_lsn()::text as lsn`,
+      ),
     );
     link.reaches(parseLsn(rows[0].lsn));
     const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
@@ -295,7 +318,8 @@ export class Peer {
         closed: (error) => ended.end(error),
       },
     });
-    this.link.parts.walsender = await starting;
+    this.link.parts.walsender = await ended.wait(starting.catch((error) => this.#freeSlot(control, error)));
+    session.started();
 
     let looks = 0;
     let looking = false;
@@ -320,12 +344,26 @@ export class Peer {
       regularly(PROBE_MS, () => this.#probe(control), ended),
       regularly(WATCH_MS, () => this.#watch(watch, rejoin, control), ended),
     );
-    const begin = [this.#probe(control), this.#watch(watch, rejoin, control)];
-    for (const each of begin) each.catch((error) => ended.end(classify(error)));
+    const first = async (): Promise<void> => {
+      await this.#stale.remember(control);
+      await this.#probe(control);
+      await this.#watch(watch, rejoin, control);
+    };
+    first().catch((error) => ended.end(classify(error)));
     link.stream();
     log.event('peer.streaming', { peer, slot: this.#slot, lsn: formatLsn(start) });
 
     await pipe.run();
+  }
+
+  /** The stream could not start. If nobody reads the slot at the other end of a connection that stands, it is free next time. */
+  async #freeSlot(control: pg.Client, thrown: unknown): Promise<never> {
+    const error = classify(thrown, this.#region.name);
+    if (error.code === 'slot_busy') {
+      this.#freed = await this.#stale.end(control);
+      if (this.#freed) this.#context.log.event('slot.freed', { peer: this.#region.name, slot: this.#slot });
+    }
+    throw error;
   }
 
   /** Applies; what only bad luck stopped (a deadlock, a lock timeout) is tried again as long as the batch is whole. */
@@ -420,6 +458,11 @@ function regularly(everyMs: number, work: () => Promise<void>, ended: Ending): N
         running = false;
       });
   }, everyMs);
+}
+
+/** Whether the peer takes a new connection; throws when it does not. */
+async function answers({ url, name }: RegionConfig): Promise<void> {
+  drop(await connect(url, name, { purpose: `look at ${name}` }));
 }
 
 function backoffMs(failures: number): number {

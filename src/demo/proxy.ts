@@ -41,6 +41,7 @@ export class FaultProxy {
   readonly #weather: Weather;
   readonly #held = new Set<Direction>();
   readonly #pairs = new Set<Pair>();
+  #stallBytes: number | undefined;
   #listener: Server | undefined;
 
   /** Not for users: `startProxy` makes proxies. */
@@ -75,9 +76,26 @@ export class FaultProxy {
     this.#refresh();
   }
 
-  /** Ends `cut` and `hole`; latency and bandwidth stay as they are set. */
+  /**
+   * New connections carry so many bytes down to the client and then nothing more, although they stay open: a network that breaks
+   * in the middle of something. What is lost on them stays lost after `heal`.
+   */
+  stall(afterBytes: number): void {
+    this.#stallBytes = afterBytes;
+  }
+
+  /**
+   * Existing connections carry nothing more, and nobody is told, ever: as after a router that lost its memory of them. Their ends
+   * stay open as long as each likes. New ones are not affected.
+   */
+  lose(): void {
+    for (const pair of this.#pairs) for (const lane of pair.lanes) lane.stop();
+  }
+
+  /** Ends `cut`, `hole` and `stall`; latency and bandwidth stay as they are set. */
   async heal(): Promise<void> {
     this.#held.clear();
+    this.#stallBytes = undefined;
     for (const pair of this.#pairs) if (!pair.upstream) this.#dial(pair);
     this.#refresh();
     if (this.#listener) return;
@@ -135,6 +153,7 @@ export class FaultProxy {
     const up = new Lane({ from: client, to: upstream, weather: this.#weather, held: () => this.#held.has('up') });
     const down = new Lane({ from: upstream, to: client, weather: this.#weather, held: () => this.#held.has('down') });
     pair.lanes.push(up, down);
+    if (this.#stallBytes !== undefined) down.allow(this.#stallBytes, () => {});
     const forget = () => {
       if (client.destroyed && upstream.destroyed) this.#pairs.delete(pair);
     };

@@ -19,7 +19,14 @@ const PINNED = [
   ['xmloption', 'content'],
   ['row_security', 'off'],
   ['statement_timeout', '0'],
+  ['lock_timeout', '0'],
+  ['transaction_timeout', '0'], // Since 17.
+  ['idle_session_timeout', '0'],
   ['idle_in_transaction_session_timeout', '0'],
+  // A machine that vanished holds its locks no longer than a minute.
+  ['tcp_keepalives_idle', '30'],
+  ['tcp_keepalives_interval', '10'],
+  ['tcp_keepalives_count', '3'],
   ['default_transaction_isolation', 'read committed'],
   ['default_transaction_read_only', 'off'],
   ['client_encoding', 'UTF8'],
@@ -47,10 +54,11 @@ export interface ConnectOptions {
  * Throws `peer_unreachable` and its relatives with `where` set, and what {@link becomeApplier} throws.
  */
 export async function connect(url: Secret, where: string, options: ConnectOptions): Promise<pg.Client> {
+  const timeoutMs = options.timeoutMs ?? 10_000;
   const client = new pg.Client({
     connectionString: url.reveal(),
     application_name: `coregent ${options.purpose}`,
-    connectionTimeoutMillis: options.timeoutMs ?? 10_000,
+    connectionTimeoutMillis: timeoutMs,
     keepAlive: true,
     keepAliveInitialDelayMillis: 10_000,
     ...(options.replication ? { replication: 'database' } : {}),
@@ -61,17 +69,23 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     await client.connect();
     if (!options.replication) {
       const settings = [...PINNED, ...(options.applies ? APPLY_SETTINGS : [])];
-      await client.query(
-        `select ${settings.map((_, index) => `pg_catalog.set_config($${2 * index + 1}, $${2 * index + 2}, false)`).join(', ')}`,
-        settings.flat(),
-      );
+      const pin = (name: string, value: string): string =>
+        `case when pg_catalog.current_setting(${name}, true) is not null then pg_catalog.set_config(${name}, ${value}, false) end`;
+      const text = `select ${settings.map((_, index) => pin(`$${2 * index + 1}`, `$${2 * index + 2}`)).join(', ')}`;
+      // The driver's bound on connecting ends with the handshake; a network may fall silent behind it.
+      await client.query({ text, values: settings.flat(), query_timeout: timeoutMs } as pg.QueryConfig);
       if (options.applies) await becomeApplier(client, where);
     }
     return client;
   } catch (error) {
-    client.end().catch(() => {});
+    drop(client);
     throw connectionError(error, where);
   }
+}
+
+/** Ends a connection at once and without a word, whatever it waits for. */
+export function drop(client: pg.Client): void {
+  (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
 }
 
 /** What broke a connection. The driver's own faults (no answer in time, closed in mid-word) carry no code. */

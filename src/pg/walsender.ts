@@ -62,6 +62,8 @@ export async function startWalsender(
   const { reader } = options;
   const socket = (client as unknown as { connection: { stream: Socket } }).connection.stream;
   socket.removeAllListeners('data');
+  // What ends it is told here alone: who waits for the start must hear the server's own reason first.
+  client.removeAllListeners('error').removeAllListeners('end');
   const frames = new Frames();
   let receivedBytes = 0;
   let heardAtMs = performance.now();

@@ -154,6 +154,33 @@ describe('a broken link', () => {
     await until(() => text(received) === '!unheard', { what: 'bytes downwards after heal' });
   });
 
+  test('a lost connection carries nothing any more and tells nobody; new ones are not affected', async () => {
+    const before = await dial();
+    await roundTrip(before.client, before.received);
+    proxy.lose();
+    before.client.write('lost');
+    before.client.end();
+    await bystander();
+    const after = await dial();
+    await roundTrip(after.client, after.received, 1);
+    expect(text(accepted[0]?.received)).not.toContain('lost');
+    expect(accepted[0]?.socket.readableEnded).toBe(false);
+  });
+
+  test('new connections may stall in the middle of an answer', async () => {
+    proxy.stall(3);
+    const { client, received } = await dial();
+    const connection = await until(() => accepted[0], { what: 'the connection' });
+    connection.socket.write('answer');
+    await until(() => text(received) === 'ans', { what: 'what may pass' });
+    await bystander();
+    expect(text(received)).toBe('ans');
+    expect(client.destroyed).toBe(false);
+    await proxy.heal();
+    const after = await dial();
+    await roundTrip(after.client, after.received, 1);
+  });
+
   test('a hole makes its sender wait', async () => {
     const { client, received } = await dial();
     await roundTrip(client, received);
