@@ -398,7 +398,7 @@ export class Store {
       return;
     }
     let full = records;
-    if (group.unknown.length > 0) full = await this.#complete(target, records);
+    if (group.unknown.length > 0) full = await this.#complete(target, group, records);
     if (full.live === 0) return;
     this.#note('inserted', target, () => keysOf(target.staging, full));
     const values = [arrayOf(target.rowTypeOid, full)];
@@ -424,10 +424,11 @@ export class Store {
   }
 
   /** Rows whose writer did not send every value, as the peer has them now: whole, and at least as new. */
-  async #complete(target: Target, records: Tuples): Promise<Tuples> {
+  async #complete(target: Target, group: GroupKind, records: Tuples): Promise<Tuples> {
     const { staging, compiled } = target;
     const values = [arrayOf(target.rowTypeOid, records)];
-    const [strangers] = await this.#must([{ text: compiled.strangers, values }]);
+    // Once more the clean way: the row that an update replaced may have come behind it, under another spelling of its key.
+    const [, strangers] = await this.#must([cleanStep(target, group, records), { text: compiled.strangers, values }]);
     if (Number(strangers!.rows[0]![0]) === 0) return tuplesOf([]);
     return this.#fetch(target, keysOf(staging, records));
   }

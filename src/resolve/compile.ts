@@ -59,7 +59,7 @@ export interface Compiled {
   readonly vacate: string;
   /** rows: the plain upsert, whose error says why a row can't be applied. */
   readonly force: string;
-  /** rows: the keys of rows that are not here in the version that the update replaced. */
+  /** rows: counts those that are not here as they were written. */
   readonly strangers: string;
   /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`) and the first parent. */
   fetch(columns: string): string;
@@ -86,7 +86,7 @@ export function compile(table: Table): Compiled {
   const v = (alias: string): string => `${alias}.${ident(VERSION)}`;
   const p = (alias: string): string => `${alias}.${ident(PARENT)}`;
   const first = (alias: string): string => `${alias}.${ident(FIRST)}`;
-  const { rows, tombstones, rowsInOrder, tombstonesInOrder } = sources(
+  const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = sources(
     table,
     { type: rowType, columns: rowColumns },
     { type: tombstoneType, columns: tombstoneColumns },
@@ -142,7 +142,7 @@ export function compile(table: Table): Compiled {
       on conflict do nothing`;
   const updateSeen = (
     unknown: readonly number[],
-  ): string => `update ${target} t set ${set('s', unknown)} from ${rowsInOrder}
+  ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
   const noted = `${literal(qualified('coregent', deletesName(table)))}::regclass`;
   const noteDeletes = `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`;
@@ -226,7 +226,7 @@ export function compile(table: Table): Compiled {
     force: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden}
       on conflict (${list(table.key)}) do update set ${set('excluded', [])} where false`,
     strangers: `select count(*) from ${rows} where not exists (select from ${target} t
-      where ${onKey('t', 's')} and ${v('t')} in (${v('s')}, ${first('s')}, ${p('s')}))`,
+      where ${onKey('t', 's')} and ${v('t')} = ${v('s')})`,
     fetch: (columns) => `select translate(encode(record_send(r), 'base64'), E'\\n', '') from (
       select ${columns}, case when ${v('t')} = ${v('s')} then ${first('s')} else ${p('t')} end from ${target} t join ${tombstones} on ${onKey('t', 's')}) r`,
   };

@@ -7,6 +7,8 @@ export interface Sources {
   readonly tombstones: string;
   /** In the order of the keys: two peers' batches lock rows alike and never wait for each other in a circle. */
   readonly rowsInOrder: string;
+  /** The same for updates that leave values out: the newest stands for itself alone, since what it left out was not in the others. */
+  readonly updatesInOrder: string;
   readonly tombstonesInOrder: string;
 }
 
@@ -25,21 +27,23 @@ export function sources(
     );
     return `(select ${cast.join(', ')}, r.${ident(FIRST)} from unnest($1::${type}[]) as r) as u`;
   };
-  const source = (of: typeof row, inOrder: boolean): string => {
+  const source = (of: typeof row, inOrder: boolean, alone = false): string => {
     if (table.exactKey) {
       if (!inOrder) return typed(of).replace(/ as u$/, ' as s');
       return `(select u.* from ${typed(of)} order by ${key}) as s`;
     }
     // Equal keys of other bytes (numeric 1.0 and 1.00) are one key: the newest row stands for all, on the first one's behalf.
     const version = `u.${ident(VERSION)}`;
+    const first = `u.${ident(FIRST)}`;
     return `(select distinct on (${key}) ${of.columns.map((name) => `u.${ident(name)}`).join(', ')},
-        first_value(u.${ident(FIRST)}) over (partition by ${key} order by ${version}) as ${ident(FIRST)}
+        ${alone ? first : `first_value(${first}) over (partition by ${key} order by ${version}) as ${ident(FIRST)}`}
       from ${typed(of)} order by ${key}, ${version} desc) as s`;
   };
   return {
     rows: source(row, false),
     tombstones: source(tombstone, false),
     rowsInOrder: source(row, true),
+    updatesInOrder: source(row, true, true),
     tombstonesInOrder: source(tombstone, true),
   };
 }

@@ -18,7 +18,8 @@ const SCHEMA = `
   create domain public.email as public.citext check (value like '%');
   ${KINDS.map(({ name, type }) => `create table ${name} (k ${type} primary key, v text);`).join('\n')}
   create table pairs (a numeric, b public.citext, v text, primary key (b, a));
-  create table "words" (w text collate "C" primary key, v text);`;
+  create table heavy (k numeric primary key, v text, big text);
+  alter table heavy alter column big set storage external;`;
 
 let cluster: Cluster;
 beforeAll(async () => {
@@ -103,6 +104,24 @@ it('B11: composite keys of such types', async () => {
   await cluster.converged();
   expect(await cluster.value('tokyo', 'select count(*)::int from pairs')).toBe(0);
   expect(await conflicts('pairs')).toBe(0);
+});
+
+it('B11, C1: an update that leaves a long value out, in one transaction with its row under another spelling', async () => {
+  const session = await cluster.session('tokyo');
+  await session.query('begin');
+  await session.query(`insert into heavy select n + 0.0, 'first', repeat('x', 9000) from generate_series(1, 3) n`);
+  await session.query(`update heavy set k = k + 0.00, v = 'second'`);
+  await session.query(`update heavy set big = repeat('y', 9000) where k = 2`);
+  await session.query(`update heavy set k = k + 0.000, v = 'third'`);
+  await session.query('commit');
+  await cluster.converged();
+  expect(
+    await cluster.value(
+      'frankfurt',
+      `select string_agg(concat_ws(' ', k, v, left(big, 1)), ', ' order by k) from heavy`,
+    ),
+  ).toBe('1.000 third x, 2.000 third y, 3.000 third x');
+  expect(await conflicts('heavy')).toBe(0);
 });
 
 it('verify compares by the key’s own equality', async () => {
