@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { allConfirmed } from '../test/world/confirmed.ts';
+import { allJoined } from '../test/world/confirmed.ts';
 import { checkAvailable } from './checks/available.ts';
 import { checkEqual } from './checks/equal.ts';
 import { checkOnce, checkWhole } from './checks/once.ts';
@@ -63,12 +63,12 @@ export async function run(options: Options, tell: (line: string) => void): Promi
     let broken: string | undefined;
     try {
       for (const { keeper } of world.regions) await keeper.streaming(STREAMING_MS);
-      await allConfirmed(
+      await allJoined(
         world.regions.map(({ name, query }) => ({ region: name, query })),
         CONFIRMED_MS,
       );
       healedS = (performance.now() - healing) / 1000;
-      say(`everything is confirmed everywhere, ${healedS.toFixed(1)} s after the storm`);
+      say(`everything is confirmed and joined everywhere, ${healedS.toFixed(1)} s after the storm`);
     } catch (error) {
       broken = `the regions did not settle: ${(error as Error).message}`;
       say(broken);

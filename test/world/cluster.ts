@@ -12,7 +12,7 @@ import { createLogger } from '../../src/log.ts';
 import type { PeerStatus, Tier } from '../../src/model/api.ts';
 import { type AgentProcess, type LogLine, spawnAgent } from './agent.ts';
 import { type Printed, runCommand } from './command.ts';
-import { allConfirmed } from './confirmed.ts';
+import { allConfirmed, allJoined } from './confirmed.ts';
 import { type Database, makeDatabase } from './database.ts';
 import { PACKAGES } from './majors.ts';
 import { differences, type Named } from './rows.ts';
@@ -301,18 +301,23 @@ export class Cluster implements AsyncDisposable {
   }
 
   /**
-   * Waits until every region has confirmed all that every other committed before, and demands that they have the same rows then:
-   * what is confirmed must be there. Call it when nobody writes.
+   * Waits until every region has confirmed all that every other committed before and owes no table, and demands that they have
+   * the same rows then: what is confirmed must be there. Call it when nobody writes.
    */
   async converged(deadlineMs = CONVERGE_MS): Promise<void> {
-    await this.confirmed(deadlineMs);
+    await this.#settled(allJoined(this.named, deadlineMs));
     const found = await differences(this.named);
     if (found !== undefined) throw new Error(`Confirmed everywhere, but not equal:\n${found}`);
   }
 
   /** Waits until every region has confirmed all that every other committed durably before. */
   async confirmed(deadlineMs = CONVERGE_MS): Promise<void> {
-    await allConfirmed(this.named, deadlineMs).catch((cause: Error) => {
+    await this.#settled(allConfirmed(this.named, deadlineMs));
+  }
+
+  /** Waits; the error has what the agents said last. */
+  async #settled(waiting: Promise<void>): Promise<void> {
+    await waiting.catch((cause: Error) => {
       const agents = [
         ...this.#processes,
         ...[...this.#agents.keys()].map((region) => ({ region, log: this.log(region) })),

@@ -28,3 +28,26 @@ export async function allConfirmed(regions: readonly Named[], deadlineMs: number
     });
   }
 }
+
+/**
+ * The same, and that no region owes a table that paused: its rows were confirmed as passed over, and a join brings them.
+ * Without a table that differs still.
+ */
+export async function allJoined(regions: readonly Named[], deadlineMs: number): Promise<void> {
+  const deadline = performance.now() + deadlineMs;
+  await allConfirmed(regions, deadlineMs);
+  for (const { region, query } of regions) {
+    const owed = async (): Promise<string[]> => {
+      const { rows } = await query(`select slot || ' ' || table_name || ': ' || reason as what from coregent.paused`);
+      return rows.map((row) => `  ${row.what}`);
+    };
+    await until(async () => (await owed()).length === 0, {
+      what: `${region} to owe no table`,
+      deadlineMs: deadline - performance.now(),
+    }).catch(async (cause: Error) => {
+      throw new Error([cause.message, ...(await owed())].join('\n'), { cause });
+    });
+  }
+  // What was joined may have been a region's own rows, which travel on from there.
+  await allConfirmed(regions, deadline - performance.now());
+}
