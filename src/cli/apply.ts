@@ -17,6 +17,7 @@ export async function run({ dryRun }: ApplyOptions, context: Context): Promise<n
     const plan = await makePlan(config, open);
     const steps = describe(plan);
     const changed = steps.length > 0;
+    if (!context.json) for (const warning of plan.warnings) context.note(remark(warning));
     if (dryRun) {
       if (context.json) context.out(toJson(document(plan, false)));
       else context.out(changed ? steps.join('\n') : 'Every region is as the file says.');
@@ -68,10 +69,15 @@ function describe({ actions, edges, joins }: Plan): string[] {
   ];
 }
 
-function document({ actions, edges, joins }: Plan, applied: boolean) {
+function remark({ message, cure }: Plan['warnings'][number]): string {
+  return [`Warning: ${message}`, ...cure.map(({ region, sql }) => `  in ${region}: ${sql};`)].join('\n');
+}
+
+function document({ actions, edges, joins, warnings }: Plan, applied: boolean) {
   return {
     schema_version: 1,
     applied,
+    warnings,
     changes: [
       ...actions.map(({ region, what, sql }) => ({ region, what, sql })),
       ...edges.map(({ from, slot }) => ({ region: from.region.name, what: `create slot ${slot}`, sql: [] })),

@@ -9,7 +9,7 @@ export interface FoundTable extends Table {
   readonly unlogged: boolean;
   /** Whether the metadata columns are there. */
   readonly stamped: boolean;
-  /** Names of our triggers that are there and enabled. */
+  /** Names of our triggers that are there and enabled, but for those that a partition has from its table. */
   readonly triggers: readonly string[];
   readonly estimatedRows: number;
   /** What the types of some columns are made of, by column; equal in regions whose types fit each other. */
@@ -51,7 +51,7 @@ select
     join pg_namespace onsp on onsp.oid = o.oprnamespace
     where i.indrelid = c.oid and i.indisprimary and i.indisvalid and i.indimmediate and k.position <= i.indnkeyatts) as key,
   (select coalesce(json_agg(g.tgname), '[]') from pg_trigger g
-    where g.tgrelid = c.oid and g.tgname like '~coregent%' and g.tgenabled = 'O') as triggers
+    where g.tgrelid = c.oid and g.tgname like '~coregent%' and g.tgenabled = 'O' and g.tgparentid = 0) as triggers
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p', 'f', 'm')
   and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'coregent')

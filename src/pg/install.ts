@@ -8,7 +8,8 @@ import { ident, literal, qualified } from '../quote.ts';
 import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
-import { stampingSql, TRIGGERS, triggerFunctions } from './triggers.ts';
+import { type Details, findDetails } from './details.ts';
+import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger } from './triggers.ts';
 
 /** One change to one region, as `apply --dry-run` prints it. */
 export interface Action {
@@ -32,7 +33,7 @@ export async function planRegion(
   client: pg.Client,
   config: Config,
   region: RegionConfig,
-  tables: readonly { readonly table: FoundTable; readonly rule: string }[],
+  tables: readonly { readonly table: FoundTable; readonly details: Details; readonly rule: string }[],
 ): Promise<Action[]> {
   const actions: Action[] = [];
   const add = (what: string, sql: readonly string[]): void => {
@@ -85,9 +86,11 @@ export async function planRegion(
   const byId = new Map(registered.map((row) => [row.table_id as string, row]));
 
   const guard = await guardOf(client);
-  for (const { table, rule } of tables) {
+  for (const { table, details, rule } of tables) {
     const row = byId.get(tableId(table));
-    const stamping = stampingSql(table, region.id, guard);
+    const partitioned = table.kind === 'partitioned';
+    const stamping = stampingSql(table, region.id, { partitioned, ...(guard === undefined ? {} : { guard }) });
+    const parts = partsSql(table, details, guard === undefined);
     const stamp = stampHash(stamping);
     const whole =
       row?.rule === rule &&
@@ -95,11 +98,25 @@ export async function planRegion(
       table.stamped &&
       Object.values(TRIGGERS).every((name) => table.triggers.includes(name)) &&
       inPublication.has(tableLabel(table)) &&
-      inPublication.has(`coregent.${tombstoneName(table)}`);
+      inPublication.has(`coregent.${tombstoneName(table)}`) &&
+      parts.length === 0;
     if (whole) continue;
-    add(`stamp ${tableLabel(table)}`, tableSql(table, rule, { stamping, stamp }, inPublication));
+    add(`stamp ${tableLabel(table)}`, [...tableSql(table, rule, { stamping, stamp }, inPublication), ...parts]);
   }
   return actions;
+}
+
+/** What partitions need of their own, and constraints that a session that replicates would not hold by itself. */
+function partsSql(table: Table, { leaves, rechecks }: Details, replicates: boolean): string[] {
+  const unheld = replicates ? rechecks.filter(({ always }) => !always) : [];
+  return [
+    ...leaves
+      .filter(({ truncates }) => !truncates)
+      .map(({ schema, name }) => truncateTrigger(table, qualified(schema, name))),
+    ...unheld.map(
+      ({ schema, name, trigger }) => `alter table ${qualified(schema, name)} enable always trigger ${ident(trigger)}`,
+    ),
+  ];
 }
 
 /** Changes when what stamps the table must change. */
@@ -159,10 +176,18 @@ export async function runAction(client: pg.Client, action: Action): Promise<void
 /** The statements that take everything of ours out of a region, but for slots and replication origins. */
 export async function removalSql(client: pg.Client): Promise<string[]> {
   const statements: string[] = [`drop publication if exists ${ident(PUBLICATION)}`];
-  for (const table of await findTables(client)) {
+  const tables = await findTables(client);
+  const details = await findDetails(
+    client,
+    tables.filter(({ stamped }) => stamped).map(({ oid }) => oid),
+  );
+  for (const table of tables) {
     const target = qualified(table.schema, table.name);
     for (const trigger of table.triggers) statements.push(`drop trigger if exists ${ident(trigger)} on ${target}`);
-    if (table.stamped) {
+    for (const { schema, name, trigger, always } of details.get(table.oid)?.rechecks ?? []) {
+      if (always) statements.push(`alter table ${qualified(schema, name)} enable trigger ${ident(trigger)}`);
+    }
+    if (table.stamped && table.kind !== 'partition') {
       statements.push(
         `alter table ${target} drop column if exists ${ident(VERSION)}, drop column if exists ${ident(PARENT)}`,
       );

@@ -39,6 +39,8 @@ export function router(targets: readonly Target[], peer?: PeerTables): (relation
       reason,
       version: relation.columns.findIndex(({ name }) => name === VERSION),
     };
+    // A partition is described besides its table, as whose rows its rows come: only a row shows that it is more than that.
+    if (!target && !standing) return { ...passing, first: () => peer?.pauses(passing) };
     if (known === undefined) peer?.pauses(passing);
     return passing;
   };

@@ -1,17 +1,19 @@
 import type pg from 'pg';
-import { type Config, type RegionConfig, ruleFor } from '../config.ts';
-import { CoregentError, classify, type Fault } from '../model/error.ts';
+import type { Config, RegionConfig } from '../config.ts';
+import { CoregentError, classify } from '../model/error.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import { qualified } from '../quote.ts';
-import { type FoundTable, findTables, readInstalled, readTables, slotName } from './catalog.ts';
+import { readInstalled, readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
 import { Store } from './store.ts';
+import { chooseTables, listed } from './tables.ts';
 import { prepareTargets } from './target.ts';
+import type { Warning } from './warning.ts';
 
 /** One region with an open connection. */
 export interface OpenRegion {
@@ -38,91 +40,6 @@ export async function closeRegions(open: readonly OpenRegion[]): Promise<void> {
   await Promise.all(open.map(({ client }) => client.end().catch(() => {})));
 }
 
-/** A table to replicate and what each region has of it, in the order of the regions. */
-interface ChosenTable {
-  readonly label: string;
-  readonly rule: string;
-  readonly found: readonly FoundTable[];
-}
-
-/** The tables that the configuration names, checked in every region. Throws `refused` with every fault at once. */
-async function chooseTables(config: Config, open: readonly OpenRegion[]): Promise<ChosenTable[]> {
-  const perRegion = await Promise.all(open.map(({ client }) => findTables(client)));
-  const labels = new Map<string, string>();
-  for (const tables of perRegion) {
-    for (const table of tables) {
-      const rule = ruleFor(config, table.schema, table.name);
-      if (rule && table.kind !== 'partition') labels.set(tableLabel(table), rule.conflict);
-    }
-  }
-  const faults: Fault[] = [];
-  const chosen: ChosenTable[] = [];
-  for (const [label, rule] of [...labels].sort()) {
-    const found = perRegion.map((tables) => tables.find((table) => tableLabel(table) === label));
-    const before = faults.length;
-    for (const [index, table] of found.entries()) {
-      const message = table
-        ? unfit(table)
-        : 'is missing: create it there too (pg_dump --schema-only), or leave it out of `tables`';
-      if (message) faults.push({ path: `${label} in ${open[index]!.region.name}`, message });
-    }
-    if (faults.length > before) continue;
-    const [first, ...others] = found as FoundTable[];
-    for (const [index, other] of others.entries()) {
-      const message = difference(first!, other);
-      if (message)
-        faults.push({
-          path: `${label} in ${open[index + 1]!.region.name}`,
-          message: `${message} (compared with ${open[0]!.region.name})`,
-        });
-    }
-    chosen.push({ label, rule, found: found as FoundTable[] });
-  }
-  if (faults.length > 0) {
-    throw new CoregentError('refused', listed('these tables cannot be replicated as they are', faults), {
-      faults,
-      cure: 'Mend each table as it says, or name only the others under `tables` in the configuration.',
-    });
-  }
-  if (chosen.length === 0) {
-    throw new CoregentError('refused', 'no table of the databases is named under `tables`', {
-      where: config.path,
-      cure: 'Name tables as schema.table; `public.*` is all of the schema public.',
-    });
-  }
-  return chosen;
-}
-
-/** A heading and one line per fault, for people. */
-function listed(heading: string, faults: readonly Fault[]): string {
-  return [heading, ...faults.map(({ path, message }) => `  ${path}: ${message}`)].join('\n');
-}
-
-function unfit(table: FoundTable): string | undefined {
-  if (table.kind === 'other') return 'is not an ordinary table';
-  if (table.kind === 'partitioned') return 'is partitioned, which this version does not replicate yet';
-  if (table.unlogged) return 'is unlogged, so its changes are not in the WAL: alter table … set logged';
-  if (table.key.length === 0) return 'has no usable primary key: alter table … add primary key (…), not deferrable';
-  return table.typeFaults.length > 0 ? table.typeFaults.join('; ') : undefined;
-}
-
-function difference(a: FoundTable, b: FoundTable): string | undefined {
-  const missing = a.columns.find((column) => !b.columns.some((other) => other.name === column.name));
-  if (missing) return `lacks the column ${missing.name}`;
-  const extra = b.columns.find((column) => !a.columns.some((other) => other.name === column.name));
-  if (extra) return `has a further column ${extra.name}`;
-  for (const column of a.columns) {
-    const other = b.columns.find((each) => each.name === column.name)!;
-    if (other.type !== column.type) return `has the column ${column.name} as ${other.type}, not ${column.type}`;
-    const [is, shouldBe] = [b.definitions.get(column.name), a.definitions.get(column.name)];
-    if (is !== shouldBe) return `has the column ${column.name} of another type by that name: ${is}, not ${shouldBe}`;
-    if (other.asText !== column.asText)
-      return `has the column ${column.name} of another version of ${column.type}: alter extension … update`;
-  }
-  if (a.key.join() !== b.key.join()) return `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`;
-  return undefined;
-}
-
 /** One direction between two regions. */
 interface Edge {
   readonly from: OpenRegion;
@@ -137,14 +54,16 @@ export interface Plan {
   readonly edges: readonly Edge[];
   /** Rows to join, known now; new slots add all their tables. */
   readonly joins: readonly { readonly edge: Edge; readonly table: string }[];
+  /** What people should know; nothing that `apply` would do. */
+  readonly warnings: readonly Warning[];
 }
 
 /** Finds out what separates the regions from the configuration. Changes nothing. */
 export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
-  const chosen = await chooseTables(config, open);
+  const { tables: chosen, warnings } = await chooseTables(config, open);
   const actions: Action[] = [];
   for (const [index, { region, client }] of open.entries()) {
-    const tables = chosen.map(({ found, rule }) => ({ table: found[index]!, rule }));
+    const tables = chosen.map(({ found, details, rule }) => ({ table: found[index]!, details: details[index]!, rule }));
     actions.push(...(await planRegion(client, config, region, tables)));
   }
   const edges: Edge[] = [];
@@ -158,7 +77,7 @@ export async function makePlan(config: Config, open: readonly OpenRegion[]): Pro
     const ids = new Set(joined.map((row) => row.table_id as string));
     for (const { found, label } of chosen) if (!ids.has(tableId(found[0]!))) joins.push({ edge, table: label });
   }
-  return { actions, edges, joins };
+  return { actions, edges, joins, warnings };
 }
 
 function edgesOf(config: Config, open: readonly OpenRegion[]): Edge[] {

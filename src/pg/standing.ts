@@ -80,7 +80,7 @@ function faultOf(
   buried: Readonly<Record<string, string>>,
 ): string | undefined {
   if (kind === null) return 'is gone';
-  if (kind !== 'r') return 'is no ordinary table any more';
+  if (kind !== 'r' && kind !== 'p') return 'is no ordinary table any more';
   if (key.length === 0) return 'has no primary key';
   const names = new Set(columns.map(({ name }) => name));
   if (!names.has(VERSION) || !names.has(PARENT)) return 'has no versions: run `coregent apply`';

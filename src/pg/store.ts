@@ -188,7 +188,10 @@ export class Store {
   }
 
   #begin(): Step[] {
-    return [{ text: 'begin' }, ...(this.#foreign ? [{ text: 'set constraints all deferred' }] : [])];
+    const begin = { text: 'begin' };
+    if (this.#foreign) return [begin, { text: 'set constraints all deferred' }];
+    // What would fail at the commit, and not say whose fault it is, fails at the row.
+    return this.#isolate ? [begin, { text: 'set constraints all immediate' }] : [begin];
   }
 
   /**

@@ -35,7 +35,11 @@ function stamp(region: number, seen: string): string {
  * the plain update, the hot one, touches no table and runs as the caller.
  * `guard`: a condition under which a row is stamped at all, where apply sessions fire triggers.
  */
-export function stampingSql(table: Table, region: number, guard?: string): string[] {
+export function stampingSql(
+  table: Table,
+  region: number,
+  { guard, partitioned = false }: { readonly guard?: string; readonly partitioned?: boolean } = {},
+): string[] {
   const id = tableId(table);
   const target = qualified(table.schema, table.name);
   const tombs = qualified('coregent', tombstoneName(table));
@@ -62,6 +66,21 @@ export function stampingSql(table: Table, region: number, guard?: string): strin
   values (${keyOf(row)}, ${stamped}, ${row}.${version})
   on conflict (${key.join(', ')}) do update
   set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};`;
+  // Every row of a table, whose name belongs between the two halves.
+  const buryAll = [
+    `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
+  select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from `,
+    ` t
+  where not exists (select from ${tombs} b where ${sameKey(table, 'b', 't')} and b.${version} > t.${version})
+  on conflict (${key.join(', ')}) do update
+  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent}`,
+  ] as const;
+  // A partition is truncated by itself, or together with its table, whose trigger then has buried its rows already.
+  const buryPart = `if tg_relid operator(pg_catalog.<>) ${literal(target)}::pg_catalog.regclass then
+    execute ${literal(buryAll[0])} operator(pg_catalog.||) pg_catalog.format('%I.%I', tg_table_schema, tg_table_name) operator(pg_catalog.||) ${literal(buryAll[1])};
+    return null;
+  end if;
+  `;
   const define = (kind: string, body: string, definer: boolean): string =>
     `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
       definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
@@ -154,10 +173,7 @@ begin
       using errcode = '0A000', hint = 'Truncate in a READ COMMITTED transaction, or use DELETE.';
   end if;
   ${noteDeletes}
-  insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
-  select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from ${target} t
-  on conflict (${key.join(', ')}) do update
-  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
+  ${partitioned ? buryPart : ''}${buryAll.join(target)};
   return null;
 end`,
       true,
@@ -169,12 +185,13 @@ end`,
     trigger('update', 'before update'),
     trigger('delete', 'before delete'),
     // TRUNCATE travels as the deletes that it is.
-    truncateTrigger(target, id),
+    truncateTrigger(table, target),
   ];
 }
 
-function truncateTrigger(target: string, id: string): string {
-  return `create or replace trigger ${ident(TRIGGERS.truncate)} before truncate on ${target} for each statement execute function coregent.${ident(`truncate_${id}`)}()`;
+/** The trigger that buries the rows of the table, or of one of its partitions, when that is truncated: `target`, quoted. */
+export function truncateTrigger(table: Table, target: string): string {
+  return `create or replace trigger ${ident(TRIGGERS.truncate)} before truncate on ${target} for each statement execute function coregent.${ident(`truncate_${tableId(table)}`)}()`;
 }
 
 /** Dollar-quotes a function body. The tag cannot occur in it: names are the only foreign text, and they are quoted. */

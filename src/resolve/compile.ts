@@ -130,6 +130,8 @@ export function compile(table: Table): Compiled {
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
   const told = 'on conflict do nothing returning kind, outcome, local_version = incoming_version';
+  // Without a target every unique index would be asked, and a deferrable one refuses that.
+  const onlyKey = `(${list(table.key)}) do nothing`;
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const asked = (versions: string): string => `(${versions}::int8[] is null or ${v('s')} = any (${versions}::int8[]))`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
@@ -139,7 +141,7 @@ export function compile(table: Table): Compiled {
   const allApplied = 'select 1 / (count(*) = $2::int8)::int from applied';
   const insertNew = `${fromRows} select ${list(rowColumns, 's')} from ${rows}
       where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
-      on conflict do nothing`;
+      on conflict ${onlyKey}`;
   const updateSeen = (
     unknown: readonly number[],
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
@@ -214,7 +216,7 @@ export function compile(table: Table): Compiled {
           and (${asked('$3')} or ${older('t', 's')}) for no key update of t)
       ${into} select ${label}, _coregent_key, $2, 'lww', _coregent_outcome, _coregent_local, _coregent_incoming,
         _coregent_local_row, _coregent_incoming_row from met ${told}`,
-    insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict do nothing`,
+    insertAbsent: `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict ${onlyKey}`,
     updateOlder: (unknown) =>
       `update ${target} t set ${set('s', unknown)} from ${rowsInOrder} where ${onKey('t', 's')} and ${older('t', 's')}`,
     unresolved: `select count(*) from ${rows} where not ${forbidden}

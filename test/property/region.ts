@@ -6,6 +6,7 @@ import { Secret } from '../../src/model/secret.ts';
 import { tableLabel } from '../../src/model/table.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
+import { findDetails } from '../../src/pg/details.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
 import { type Receipt, Store } from '../../src/pg/store.ts';
 import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
@@ -26,7 +27,12 @@ tables:
   );
   const client = await connect(new Secret(url), 'here', { purpose: 'install' });
   try {
-    const tables = (await findTables(client)).map((table) => ({ table, rule: 'lww' }));
+    const found = await findTables(client);
+    const details = await findDetails(
+      client,
+      found.map(({ oid }) => oid),
+    );
+    const tables = found.map((table) => ({ table, details: details.get(table.oid)!, rule: 'lww' }));
     for (const action of await planRegion(client, config, config.regions[0]!, tables)) await runAction(client, action);
   } finally {
     await client.end();

@@ -1,0 +1,145 @@
+import { expect, it } from 'vitest';
+import { dumpCatalog } from '../world/catalog.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+
+const TRIGGER = `create function quiet() returns trigger language plpgsql as 'begin return new; end';`;
+
+async function catalogs(cluster: Cluster): Promise<string[][]> {
+  return await Promise.all(
+    cluster.regions.map((region) => dumpCatalog(cluster.query.bind(cluster, region), cluster.name)),
+  );
+}
+
+it('B6, B17, C13, D11, D19: what could not be replicated faithfully is refused with its cure, and nothing changes', async () => {
+  await using cluster = await makeCluster({
+    regions: 2,
+    tables: `${TRIGGER}
+      create table fine (id int primary key, v text);
+      create trigger early before insert or update on fine for each row execute function quiet();
+      create trigger "~last" after update on fine for each row execute function quiet();
+      create table keyless (a int);
+      create unlogged table fleeting (a int primary key);
+      create table lazy (a int, primary key (a) deferrable);
+      create table computed (a int, b int generated always as (a + 1) stored primary key);
+      create table parent (a int primary key);
+      create table child (primary key (a)) inherits (parent);
+      create table "late; ""x""" (a int primary key);
+      create trigger "~~x" before update on "late; ""x""" for each row execute function quiet();
+      create extension file_fdw; create server files foreign data wrapper file_fdw;
+      create table swept (a int primary key) partition by list (a);
+      create unlogged table swept_1 partition of swept for values in (1);
+      create foreign table elsewhere (a int) server files options (filename '/dev/null');
+      create materialized view summary as select 1 as a`,
+  });
+  const before = await catalogs(cluster);
+  const { code, out, err } = await cluster.cli('apply');
+  expect({ code, out }).toEqual({ code: 5, out: '' });
+  for (const fault of [
+    /public\.keyless in tokyo: has no usable primary key: alter table "public"\."keyless" add primary key/,
+    /public\.fleeting in frankfurt: is unlogged, .*: alter table "public"\."fleeting" set logged/,
+    /public\.lazy in tokyo: has a DEFERRABLE primary key, .*drop constraint …, add primary key/,
+    /public\.computed in tokyo: has a generated column in its primary key/,
+    /public\.parent in tokyo: inherits from, or is inherited by, public\.child.* partitioned table/,
+    /public\.child in tokyo: inherits from, or is inherited by, public\.parent/,
+    /public\.late; "x" in tokyo: has the trigger "~~x", .*: alter trigger "~~x" on "public"\."late; ""x""" rename to "x"/,
+    /public\.swept in tokyo: is unlogged, .*: alter table "public"\."swept_1" set logged/,
+  ]) {
+    expect(err).toMatch(fault);
+  }
+  expect(err).not.toMatch(/public\.(fine|elsewhere|summary) in/);
+  expect(await catalogs(cluster)).toEqual(before);
+  // Named by itself it is refused; named by a glob it was passed over.
+  const named = await cluster.cliWith({ tables: { 'public.fine': {}, 'public.summary': {} } }, 'apply');
+  expect(named).toMatchObject({
+    code: 5,
+    err: expect.stringContaining('public.summary in tokyo: is not an ordinary table'),
+  });
+});
+
+it('C13: what is passed over, and what does not travel, is said, as JSON too', async () => {
+  await using cluster = await makeCluster({
+    regions: 2,
+    tables: `${TRIGGER}
+      create table fine (id int primary key, v text);
+      create trigger noisy after update on fine for each row execute function quiet();
+      alter table fine enable always trigger noisy;
+      create materialized view summary as select 1 as a;
+      create table cut (a int primary key) partition by list (a);
+      create table cut_1 partition of cut default`,
+  });
+  await cluster.query('frankfurt', 'select lo_create(0)');
+  const tables = { 'public.*': {}, 'public.cut_1': {} };
+  const { code, err } = await cluster.cliWith({ tables }, 'apply', '--dry-run');
+  expect(code).toBe(3);
+  expect(err.trim().split('\n')).toEqual([
+    'Warning: public.cut_1 is a partition: name the table that it is a part of; it is passed over',
+    'Warning: public.summary is not an ordinary table; it is passed over',
+    expect.stringMatching(/^Warning: public\.fine: the trigger noisy is ENABLE ALWAYS or REPLICA/),
+    expect.stringMatching(/^Warning: there are large objects in frankfurt, .*bytea/),
+  ]);
+  const json = await cluster.cliWith({ tables }, 'apply', '--dry-run', '--json');
+  expect(json.err).toBe('');
+  expect(JSON.parse(json.out).warnings.map(({ code }: { code: string }) => code)).toEqual([
+    'passed_over',
+    'passed_over',
+    'fires_on_apply',
+    'large_objects',
+  ]);
+});
+
+it('C11, C12: sequences that would hand out equal numbers are warned of, and the cure makes them differ', async () => {
+  await using cluster = await makeCluster({
+    tables: `
+      create table a (id serial primary key, v text);
+      create table b (id bigint generated always as identity primary key, nr smallserial unique, free serial);
+      create sequence shared;
+      create table c (id bigint default nextval('shared') * 10 primary key);
+      create table d (id int primary key, nr int generated by default as identity);
+      create table e (id uuid default gen_random_uuid() primary key)`,
+  });
+  await cluster.query('frankfurt', `insert into a (v) select 'x' from generate_series(1, 5000)`);
+  const { err } = await cluster.cli('apply');
+  const warned = err.match(/public\.\w+: the column \w+/g);
+  expect(warned).toEqual([
+    'public.a: the column id',
+    'public.b: the column id',
+    'public.b: the column nr',
+    'public.c: the column id',
+  ]);
+  expect(err).toMatch(
+    /public\.a: .*in tokyo, frankfurt, virginia, each for itself.*steps of 3; up to 2147483647 each region then has \d+ numbers left, so think of bigint/,
+  );
+  expect(err).toMatch(/public\.b: the column nr .*up to 32767/);
+  const cures = [...err.matchAll(/^ {2}in (\w+): (alter sequence .*;)$/gm)];
+  expect(cures).toHaveLength(12);
+  for (const [, region, sql] of cures) await cluster.query(region!, sql!);
+  expect((await cluster.cli('apply')).err).toBe('');
+  await cluster.startAgents();
+  for (const region of cluster.regions) {
+    for (let n = 0; n < 20; n++) await cluster.query(region, `insert into a (v) values ($1)`, [region]);
+    for (let n = 0; n < 20; n++) await cluster.query(region, `insert into b default values`);
+  }
+  await cluster.converged();
+  for (const region of cluster.regions) {
+    expect(await cluster.value(region, `select count(*)::int from a where v <> 'x'`)).toBe(60);
+    expect(await cluster.value(region, `select count(*)::int from b`)).toBe(60);
+    expect(await cluster.value(region, `select count(*)::int from coregent.conflict_record`)).toBe(0);
+  }
+});
+
+it('B6: a role that may replicate and is no superuser is told what the superuser must run for a DEFERRABLE constraint', async () => {
+  await using cluster = await makeCluster({
+    regions: 2,
+    tables: 'create table a (id int primary key, nr int unique deferrable initially deferred)',
+    tier: 'A',
+  });
+  const { code, err } = await cluster.cli('apply');
+  expect(code).toBe(5);
+  for (const region of cluster.regions) {
+    const cure = new RegExp(
+      `public\\.a in ${region}: .*as a superuser, (alter table "public"\\."a" enable always trigger "[^"]+")`,
+    );
+    await cluster.query(region, err.match(cure)![1]!);
+  }
+  await cluster.install();
+});
