@@ -37,7 +37,7 @@ export interface Config {
   readonly defaults: TableRule;
   /** The least exact glob first, so that the last match decides. */
   readonly tables: readonly TableGlob[];
-  readonly clock: { readonly maxOffsetMs: number };
+  readonly clock: { readonly maxOffsetMs: number; readonly settleMs: number };
   readonly batch: { readonly rows: number; readonly bytes: number };
   readonly tombstones: { readonly intervalMs: number };
   readonly conflicts: { readonly retentionMs: number };
@@ -48,7 +48,8 @@ export interface Config {
 /** The environment that `${NAME}` is read from; `process.env` fits. */
 export type Env = Readonly<Record<string, string | undefined>>;
 
-const MINUTE = 60_000;
+const SECOND = 1_000;
+const MINUTE = 60 * SECOND;
 const DAY = 24 * 60 * MINUTE;
 
 /** A name of a cluster or region: it becomes part of slot names, which PostgreSQL bounds in length and letters. */
@@ -72,7 +73,9 @@ const schema = z.strictObject({
   regions: z.record(z.string(), region),
   defaults: z.strictObject(rule).optional(),
   tables: z.record(z.string(), table.nullable()),
-  clock: z.strictObject({ max_offset: duration(1, 60 * MINUTE).optional() }).optional(),
+  clock: z
+    .strictObject({ max_offset: duration(1, 60 * MINUTE).optional(), settle: duration(SECOND, DAY).optional() })
+    .optional(),
   batch: z
     .strictObject({
       rows: z.int().min(1).max(1_000_000).optional(),
@@ -139,7 +142,7 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     tables: Object.entries(file.tables)
       .map(([glob, entry]) => ({ glob, conflict: entry?.conflict ?? defaults.conflict }))
       .sort((a, b) => exactness(a.glob) - exactness(b.glob)),
-    clock: { maxOffsetMs: file.clock?.max_offset ?? 500 },
+    clock: { maxOffsetMs: file.clock?.max_offset ?? 500, settleMs: file.clock?.settle ?? MINUTE },
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
     tombstones: { intervalMs: file.tombstones?.interval ?? MINUTE },
     conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY },

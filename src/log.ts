@@ -51,6 +51,10 @@ export const events = {
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
   'version.equal': { level: 'error', doc: 'Two rows have one version but differ: a region was restored or cloned.' },
   'clock.ahead': { level: 'warn', doc: 'A peer’s clock runs ahead of the bound; its rows wait.' },
+  'clock.accepted': {
+    level: 'warn',
+    doc: 'Rows of a clock that was far wrong are taken now that it is right; until the time named they win over all that has not seen them.',
+  },
   'clock.back': { level: 'info', doc: 'A peer’s clock is inside the bound again.' },
   'tombstones.reaped': { level: 'debug', doc: 'Tombstones that every region has confirmed were removed.' },
   'tombstones.kept': { level: 'debug', doc: 'Tombstones stay: not every region has confirmed them.' },

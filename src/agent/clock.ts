@@ -1,6 +1,11 @@
 import type pg from 'pg';
 import { microsOf, type Version } from '../model/version.ts';
 
+/** Versions that are further ahead than this, in ms, need not be waited for: see {@link FarAhead}. */
+const FAR_MS = 600_000;
+/** Versions from here on, in the year 3111, are never taken: a version must have room for greater ones. In microseconds since 1970. */
+const LAST_MICROS = 2n ** 55n;
+
 /**
  * The clock of a database, read now and then and carried on by the process's monotonic clock,
  * so that a jump of the agent's own clock means nothing.
@@ -10,12 +15,16 @@ export class DatabaseClock {
   #offsetMicros: number | undefined;
   #roundTripMs = Number.POSITIVE_INFINITY;
   #readAtMs = 0;
+  #readings = 0;
+  /** The greatest time among versions that were taken although this clock had not passed them, in microseconds since 1970. */
+  acceptedMicros = 0n;
 
   /** Reads the database's clock once. Keeps the better of two close readings: the one with the shorter round trip. */
   async read(client: pg.Client): Promise<void> {
     const before = performance.now();
     const micros = await readMicros(client);
     const after = performance.now();
+    this.#readings++;
     const roundTripMs = after - before;
     const offset = micros - ((before + after) / 2) * 1000;
     const jumped = Math.abs(offset - (this.#offsetMicros ?? offset)) > (roundTripMs + this.#roundTripMs) * 1000;
@@ -24,6 +33,11 @@ export class DatabaseClock {
       this.#roundTripMs = roundTripMs;
       this.#readAtMs = after;
     }
+  }
+
+  /** How many times it was read. */
+  get readings(): number {
+    return this.#readings;
   }
 
   /** The database's time in microseconds since 1970; undefined before the first reading. */
@@ -35,6 +49,63 @@ export class DatabaseClock {
   surelyPassed(version: Version): boolean {
     const now = this.nowMicros();
     return now !== undefined && Number(microsOf(version)) < now - (this.#roundTripMs * 1000) / 2;
+  }
+}
+
+/**
+ * A version that this region's clock cannot reach in time, because the clock that it was stamped by was far wrong. It is taken as it
+ * is once its region's clock has been right for a while: nobody can wait for the year 2106. What replaces its row is as far ahead,
+ * wherever it is written, so what is near to a version that was taken is taken at once.
+ */
+export class FarAhead {
+  readonly #micros: bigint;
+  readonly #theirs: DatabaseClock;
+  readonly #ours: DatabaseClock;
+  readonly #maxOffsetMs: number;
+  readonly #settleMs: number;
+  readonly #readings: number;
+  #rightSinceMs: number | undefined;
+
+  constructor(
+    version: Version,
+    options: {
+      readonly theirs: DatabaseClock;
+      readonly ours: DatabaseClock;
+      readonly maxOffsetMs: number;
+      /** For how long the clock must have been right. */
+      readonly settleMs: number;
+    },
+  ) {
+    this.#micros = microsOf(version);
+    this.#theirs = options.theirs;
+    this.#ours = options.ours;
+    this.#maxOffsetMs = options.maxOffsetMs;
+    this.#settleMs = options.settleMs;
+    this.#readings = this.#theirs.readings;
+  }
+
+  /** Until when the version wins over all that has not seen it, in ISO 8601. */
+  get until(): string {
+    return new Date(Number(this.#micros / 1000n)).toISOString();
+  }
+
+  /** Whether it is to be taken now, being ahead by so much. Ask again and again. */
+  taken(aheadMs: number): boolean {
+    if (aheadMs <= FAR_MS || this.#micros >= LAST_MICROS || !this.#right()) return false;
+    const known = this.#micros - this.#ours.acceptedMicros < BigInt(FAR_MS) * 1000n;
+    if (!known && (this.#rightSinceMs === undefined || performance.now() - this.#rightSinceMs < this.#settleMs))
+      return false;
+    if (this.#micros > this.#ours.acceptedMicros) this.#ours.acceptedMicros = this.#micros;
+    return true;
+  }
+
+  /** Whether their clock is right as it was read last. Only what was read since the version came says for how long. */
+  #right(): boolean {
+    const offset = offsetMs(this.#theirs, this.#ours);
+    const right = offset !== undefined && Math.abs(offset) <= this.#maxOffsetMs;
+    if (!right) this.#rightSinceMs = undefined;
+    else if (this.#theirs.readings !== this.#readings) this.#rightSinceMs ??= performance.now();
+    return right;
   }
 }
 

@@ -22,7 +22,7 @@ import { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch } from '../pipe/batch.ts';
 import { Decoder } from '../pipe/decode.ts';
 import { Pipe } from '../pipe/pipe.ts';
-import type { DatabaseClock } from './clock.ts';
+import { type DatabaseClock, FarAhead } from './clock.ts';
 import { Ending } from './ending.ts';
 import { Link } from './link.ts';
 import { Rejoin } from './rejoin.ts';
@@ -265,7 +265,7 @@ export class Peer {
       acks,
       resume: () => this.link.parts.walsender?.resume(),
       more: () => this.link.parts.walsender?.bursting === true && decoder.rows < GATHER_ROWS,
-      reachClock: (batch) => this.#reachClock(batch, clock, session.signal),
+      reachClock: (batch) => this.#reachClock(batch, clock, stopping),
       apply: (batch) =>
         this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),
       applied: (batch, receipt, tookMs) => {
@@ -399,10 +399,15 @@ export class Peer {
    */
   async #reachClock(batch: Batch, clock: DatabaseClock, signal: AbortSignal): Promise<void> {
     if (clock.surelyPassed(batch.maxVersion)) return;
+    const far = new FarAhead(batch.maxVersion, { theirs: this.link.clock, ours: clock, ...this.#context.config.clock });
     let told = false;
     for (;;) {
       const aheadMs = (Number(microsOf(batch.maxVersion)) - (await this.#context.readMicros())) / 1000;
       if (aheadMs < 0 || signal.aborted) break;
+      if (far.taken(aheadMs)) {
+        if (told) this.#context.log.event('clock.accepted', { peer: this.#region.name, until: far.until });
+        break;
+      }
       if (aheadMs > this.#context.config.clock.maxOffsetMs && !told) {
         told = true;
         this.link.enter('waiting');
@@ -413,7 +418,7 @@ export class Peer {
       }
       await pause(Math.min(aheadMs + 0.1, 1_000), signal);
     }
-    if (told) {
+    if (told && !signal.aborted) {
       this.#context.log.event('clock.back', { peer: this.#region.name });
       this.link.stream();
     }

@@ -1,8 +1,14 @@
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { expect, onTestFinished, test } from 'vitest';
 import { type Cluster, type ClusterOptions, makeCluster } from '../world/cluster.ts';
 import { until } from '../world/until.ts';
 
 const TABLES = 'create table items (id int primary key, v text not null)';
+const run = promisify(execFile);
 const APPLY = 'coregent apply frankfurt from tokyo';
 
 /** Two regions with agents in this process. */
@@ -185,3 +191,59 @@ test('D8: a transaction that is left open at a peer holds WAL there, visibly, an
   );
   await cluster.converged();
 });
+
+/** Whether a small file system can be mounted here: only root of a machine may, not that of every container. */
+async function mayMount(): Promise<boolean> {
+  const path = await mkdtemp(join(tmpdir(), 'coregent-mount-'));
+  try {
+    await run('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path]);
+    await run('umount', ['--lazy', path]);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    await rmdir(path);
+  }
+}
+
+test.runIf(await mayMount())(
+  'E11: a disk that is full at the receiver delays rows until there is room again, and loses none',
+  async () => {
+    const cluster = await running();
+    await cluster.stopAgent('frankfurt');
+    const server = cluster.server('frankfurt');
+    const tables = join(server.dataDir, 'base');
+    const { uid, gid } = await stat(tables);
+    await server.stop();
+    await rename(tables, `${tables}.there`);
+    await mkdir(tables, { mode: 0o700 });
+    await run('mount', ['-t', 'tmpfs', '-o', `size=96m,mode=700,uid=${uid},gid=${gid}`, 'tmpfs', tables]);
+    onTestFinished(async () => {
+      await run('umount', ['--lazy', tables]);
+    });
+    await run('cp', ['--archive', `${tables}.there/.`, tables]);
+    await server.start();
+    await cluster.startAgents('frankfurt');
+
+    const filler = join(tables, 'filler');
+    await run('dd', ['if=/dev/zero', `of=${filler}`, 'bs=8k']).catch(() => {});
+    await cluster.query(
+      'tokyo',
+      `insert into items select n, repeat(md5(n::text), 20) from generate_series(1, 5000) n`,
+    );
+    const full = await until(() => retries(cluster, 'frankfurt').find(({ code }) => code === 'disk_full'), {
+      what: 'the full disk to be said',
+      deadlineMs: 30_000,
+    });
+    expect(full.cure).toContain('Free disk space');
+    expect(await cluster.value('frankfurt', 'select count(*)::int from items')).toBe(0);
+    await cluster.query('tokyo', `insert into items values (9999, 'meanwhile')`);
+    await rm(filler);
+    await until(() => cluster.value('frankfurt', 'select count(*)::int from items where id = 9999'), {
+      what: 'rows to come again',
+      deadlineMs: 30_000,
+    });
+    await once(cluster, 2);
+    expect(await cluster.value('frankfurt', 'select count(*)::int from items')).toBe(5_001);
+  },
+);

@@ -23,7 +23,7 @@ defaults: { conflict: lww }
 tables:
   public.orders:
   public.*: { conflict: lww }
-clock: { max_offset: 250ms }
+clock: { max_offset: 250ms, settle: 10s }
 batch: { rows: 500, bytes: 4MiB }
 tombstones: { interval: 1h }
 conflicts: { retention: 7d }
@@ -55,7 +55,7 @@ describe('a good file', () => {
     expect(config.regions[0]!.localUrl.reveal()).toBe(env.TOKYO_URL);
     expect(config.regions[1]!.localUrl.reveal()).toBe('postgres://agent@127.0.0.1/shop');
     expect(config).toMatchObject({
-      clock: { maxOffsetMs: 250 },
+      clock: { maxOffsetMs: 250, settleMs: 10_000 },
       batch: { rows: 500, bytes: 4 * 1024 ** 2 },
       tombstones: { intervalMs: 3_600_000 },
       conflicts: { retentionMs: 7 * 86_400_000 },
@@ -65,7 +65,7 @@ describe('a good file', () => {
 
   it('fills in the defaults', () => {
     const config = parse(good.slice(0, good.indexOf('clock:')));
-    expect(config).toMatchObject({ clock: { maxOffsetMs: 500 }, batch: { rows: 20_000 } });
+    expect(config).toMatchObject({ clock: { maxOffsetMs: 500, settleMs: 60_000 }, batch: { rows: 20_000 } });
   });
 
   it('does not replace variables inside the value of a variable', () => {

@@ -1,0 +1,109 @@
+import { expect, onTestFinished, test } from 'vitest';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { until } from '../world/until.ts';
+
+/** Regions whose databases have clocks that can be set: everything that asks for the time there is told another one. */
+async function clocked(regions: number): Promise<Cluster> {
+  const cluster = await makeCluster({
+    regions,
+    servers: 'own',
+    tables: 'create table items (id int primary key, v text not null)',
+    config: { clock: { settle: '2s' } },
+  });
+  onTestFinished(() => cluster[Symbol.asyncDispose]());
+  await cluster.everywhere(`
+    create schema testing;
+    create table testing.clock (ahead interval not null);
+    insert into testing.clock values ('0 s');
+    alter function pg_catalog.clock_timestamp() rename to true_clock_timestamp;
+    create function pg_catalog.clock_timestamp() returns timestamptz language sql volatile
+      as 'select pg_catalog.true_clock_timestamp() + (select ahead from testing.clock)'`);
+  await cluster.install();
+  await cluster.startAgents();
+  return cluster;
+}
+
+const set = (cluster: Cluster, region: string, ahead: string) =>
+  cluster.query(region, 'update testing.clock set ahead = $1', [ahead]);
+const read = (cluster: Cluster, region: string, id: number) =>
+  cluster.value(region, 'select v from items where id = $1', [id]);
+const arrives = (cluster: Cluster, region: string, id: number, v: string) =>
+  until(async () => (await read(cluster, region, id)) === v, {
+    what: `${v} in row ${id} of ${region}`,
+    deadlineMs: 30_000,
+  });
+
+test('F3: rows of a clock that is 60 s ahead wait, said and measured, until clocks agree; nobody else’s do', async () => {
+  const cluster = await clocked(3);
+  await set(cluster, 'tokyo', '60 s');
+  await cluster.query('tokyo', `insert into items values (1, 'of tokyo')`);
+  await until(() => cluster.peer('frankfurt', 'tokyo').last_error?.code === 'clock_ahead', {
+    what: 'the clock to be told',
+  });
+  await cluster.query('virginia', `insert into items values (2, 'of virginia')`);
+  await arrives(cluster, 'frankfurt', 2, 'of virginia');
+  await arrives(cluster, 'tokyo', 2, 'of virginia');
+  await until(() => Math.abs(cluster.peer('frankfurt', 'tokyo').clock_offset_ms! - 60_000) < 2_000, {
+    what: 'the offset to be measured',
+    deadlineMs: 20_000,
+  });
+  expect(await read(cluster, 'frankfurt', 1)).toBeUndefined();
+  for (const region of ['frankfurt', 'virginia']) await set(cluster, region, '61 s');
+  await arrives(cluster, 'frankfurt', 1, 'of tokyo');
+  await cluster.query('frankfurt', `update items set v = 'seen' where id = 1`);
+  await cluster.converged();
+  expect(await read(cluster, 'tokyo', 1)).toBe('seen');
+});
+
+test('F2: rows of a clock that was 80 years ahead are taken when it is right again, and can be replaced', async () => {
+  const cluster = await clocked(2);
+  await set(cluster, 'tokyo', '80 years');
+  await cluster.query('tokyo', `insert into items values (1, 'of the future')`);
+  await until(() => cluster.peer('frankfurt', 'tokyo').last_error?.code === 'clock_ahead', {
+    what: 'the clock to be told',
+  });
+  // Measured again and again, it stays wrong, and they stay out.
+  await until(() => cluster.peer('frankfurt', 'tokyo').clock_offset_ms! > 1e12, { what: 'the offset to be measured' });
+  await cluster.query('frankfurt', `insert into items values (2, 'of now')`);
+  await arrives(cluster, 'tokyo', 2, 'of now');
+  expect(await read(cluster, 'frankfurt', 1)).toBeUndefined();
+
+  await set(cluster, 'tokyo', '0 s');
+  await arrives(cluster, 'frankfurt', 1, 'of the future');
+  expect(cluster.log('frankfurt')).toContainEqual(expect.objectContaining({ event: 'clock.accepted', peer: 'tokyo' }));
+  await cluster.query('frankfurt', `update items set v = 'replaced' where id = 1`);
+  await arrives(cluster, 'tokyo', 1, 'replaced');
+  await cluster.query('tokyo', `update items set v = 'again' where id = 1`);
+  await cluster.query('tokyo', `insert into items values (3, 'of now')`);
+  await cluster.converged();
+  expect(await read(cluster, 'frankfurt', 1)).toBe('again');
+  expect(cluster.peer('frankfurt', 'tokyo')).toMatchObject({ state: 'streaming', last_error: null });
+});
+
+test('F1: a clock that steps back an hour loses no write of a row that is known', async () => {
+  const cluster = await clocked(2);
+  await cluster.query('tokyo', `insert into items select n, 'first' from generate_series(1, 4) n`);
+  await cluster.converged();
+  await cluster.query('frankfurt', `update items set v = 'second'; delete from items where id = 4`);
+  await cluster.converged();
+  await set(cluster, 'tokyo', '-1 hour');
+  await cluster.query(
+    'tokyo',
+    `update items set v = 'third' where id = 1;
+     delete from items where id = 2;
+     begin; delete from items where id = 3; insert into items values (3, 'again'); commit;
+     insert into items values (4, 'revived'), (5, 'new')`,
+  );
+  await cluster.converged();
+  const rows = [
+    { id: 1, v: 'third' },
+    { id: 3, v: 'again' },
+    { id: 4, v: 'revived' },
+    { id: 5, v: 'new' },
+  ];
+  expect((await cluster.query('frankfurt', 'select id, v from items order by id')).rows).toEqual(rows);
+  await cluster.query('frankfurt', `update items set v = 'last'`);
+  await cluster.converged();
+  expect(await cluster.value('tokyo', `select count(*)::int from items where v = 'last'`)).toBe(rows.length);
+  expect(await cluster.value('frankfurt', 'select count(*)::int from coregent.conflict_record')).toBe(0);
+});
