@@ -41,6 +41,8 @@ export interface Config {
   readonly batch: { readonly rows: number; readonly bytes: number };
   readonly tombstones: { readonly intervalMs: number };
   readonly conflicts: { readonly retentionMs: number };
+  /** Most WAL that a slot may keep before it is dropped, in bytes; undefined: no bound of ours. */
+  readonly slots: { readonly maxWalBytes: number | undefined };
   /** The file it was read from. */
   readonly path: string;
 }
@@ -83,6 +85,7 @@ const schema = z.strictObject({
     })
     .optional(),
   tombstones: z.strictObject({ interval: duration(1000, DAY).optional() }).optional(),
+  slots: z.strictObject({ max_wal: size(1024 ** 2, 1024 ** 5).optional() }).optional(),
   conflicts: z.strictObject({ retention: duration(MINUTE, 3650 * DAY).optional() }).optional(),
 });
 
@@ -145,6 +148,7 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     clock: { maxOffsetMs: file.clock?.max_offset ?? 500, settleMs: file.clock?.settle ?? MINUTE },
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
     tombstones: { intervalMs: file.tombstones?.interval ?? MINUTE },
+    slots: { maxWalBytes: file.slots?.max_wal },
     conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY },
     path,
   };

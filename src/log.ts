@@ -27,6 +27,12 @@ export const events = {
   'peer.failed': { level: 'error', doc: 'The link needs a person; it is still tried now and then, and others go on.' },
   'peer.stopped': { level: 'info', doc: 'The link was closed because the agent stops.' },
 
+  'slot.filling': { level: 'warn', doc: 'A slot of this region keeps more than half, or 80 %, of slots.max_wal.' },
+  'slot.dropped': {
+    level: 'error',
+    doc: 'A slot kept more than slots.max_wal and was dropped; its peer joins when it is back.',
+  },
+  'slot.unguarded': { level: 'warn', doc: 'The slots of this region could not be looked at; tried again.' },
   'peer.rejoining': { level: 'warn', doc: 'The peer’s slot is made anew, and all its rows are joined again.' },
   'table.paused': {
     level: 'warn',

@@ -51,7 +51,13 @@ export const metrics = {
   slotRetained: {
     name: 'coregent_slot_retained_bytes',
     type: 'gauge',
-    help: 'WAL that a slot keeps from being removed.',
+    help: 'WAL that a slot of this region keeps from being removed.',
+    labels: ['slot'],
+  },
+  slotSafe: {
+    name: 'coregent_slot_safe_bytes',
+    type: 'gauge',
+    help: 'WAL that may be written before a slot of this region is dropped: by slots.max_wal or max_slot_wal_keep_size.',
     labels: ['slot'],
   },
   transactionsApplied: {

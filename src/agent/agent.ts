@@ -14,6 +14,7 @@ import { takeLock } from './lock.ts';
 import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
 
+import { guardSlots } from './slots.ts';
 /** A running agent. */
 export interface Agent {
   /** Where its HTTP API listens; undefined without one. */
@@ -227,6 +228,7 @@ class RunningAgent implements Agent {
       const work = [
         ...this.#peers.map((peer) => peer.run(term.signal)),
         reaping({ config: this.#config, here, log: this.#log, signal: term.signal }),
+        guardSlots({ ...context, signal: term.signal }),
       ];
       try {
         await Promise.race([lost, Promise.all(work)]);

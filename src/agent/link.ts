@@ -22,7 +22,6 @@ export interface SessionParts {
 /** What a link's numbers are made of. */
 interface LinkOptions {
   readonly peer: { readonly name: string; readonly id: number };
-  readonly slot: string;
   /** This region's clock. */
   readonly clock: DatabaseClock;
   readonly log: Log;
@@ -37,8 +36,6 @@ export class Link {
   readonly clock = new DatabaseClock();
   /** When the oldest change that waits here arrived, in ms of the process's monotonic clock. */
   pendingSinceMs: number | undefined;
-  /** WAL that the slot keeps at the peer, in bytes. */
-  retainedBytes: number | undefined;
   /** What the role may do, as the last session that applies found it. */
   tier: Tier | undefined;
   #state: PeerState = 'connecting';
@@ -157,13 +154,12 @@ export class Link {
 
   /** Sets the gauges of this link. */
   measure(): void {
-    const { metrics, peer, slot, clock } = this.#options;
+    const { metrics, peer, clock } = this.#options;
     const labels = { origin: peer.name };
     const offset = offsetMs(this.clock, clock);
     metrics.lag.set(labels, this.#lagMs() / 1000);
     metrics.lagBytes.set(labels, this.#lagBytes());
     if (this.parts.acks) metrics.confirmedLSN.set(labels, Number(this.parts.acks.durable));
-    if (this.retainedBytes !== undefined) metrics.slotRetained.set({ slot }, this.retainedBytes);
     if (offset !== undefined) metrics.clockSkew.set({ peer: peer.name }, offset / 1000);
     const received = this.parts.walsender?.receivedBytes ?? 0;
     metrics.receivedBytes.inc(labels, Math.max(0, received - this.#countedBytes));

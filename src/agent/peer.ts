@@ -85,7 +85,7 @@ export class Peer {
     this.#slot = slotName(context.config.cluster, region.id, context.here.id);
     this.#stale = new StaleWalsender(this.#slot, context.tookOver);
     const { clock, log, metrics } = context;
-    this.link = new Link({ peer: region, slot: this.#slot, clock, log, metrics });
+    this.link = new Link({ peer: region, clock, log, metrics });
   }
 
   /** Follows the peer until the signal; never rejects. */
@@ -435,14 +435,8 @@ export class Peer {
 
   async #probe(control: pg.Client): Promise<void> {
     await this.link.clock.read(control);
-    const { rows } = await control.query(
-      `select pg_current_wal_lsn()::text as lsn, (pg_current_wal_lsn() - restart_lsn)::float8 as retained
-        from pg_replication_slots where slot_name = $1`,
-      [this.#slot],
-    );
-    if (!rows[0]) return;
+    const { rows } = await control.query('select pg_current_wal_lsn()::text as lsn');
     this.link.reaches(parseLsn(rows[0].lsn));
-    this.link.retainedBytes = Number(rows[0].retained);
   }
 }
 

@@ -74,11 +74,11 @@ export const errors = {
   },
   disk_full: { exit: 1, retry: 'later', cure: 'Free disk space on that server; replication goes on by itself.' },
 
-  slot_missing: { exit: 1, retry: 'never', cure: 'Run `coregent apply`: it makes the slot and joins the rows again.' },
+  slot_missing: { exit: 1, retry: 'never', cure: 'Run `coregent apply`: it makes the slot and joins the rows.' },
   slot_lost: {
     exit: 1,
     retry: 'never',
-    cure: 'The peer dropped WAL that was still needed; run `coregent apply` to join the rows again.',
+    cure: 'None needed: the peer dropped WAL that was still needed; the slot is made anew, and the rows are joined.',
   },
   slot_busy: { exit: 1, retry: 'later', cure: 'Another agent of this region reads the slot; stop it or wait.' },
   slot_limit: { exit: 1, retry: 'later', cure: 'Raise max_replication_slots of that server, or drop unused slots.' },

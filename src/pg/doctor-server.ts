@@ -222,18 +222,19 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding
       ),
     );
   }
-  if (facts.keep_mb < 0) {
+  if (facts.keep_mb < 0 && config.slots.maxWalBytes === undefined) {
     found.push(
       finding(
         'wal_unbounded',
         here,
-        'max_slot_wal_keep_size',
-        'is not set',
+        'slots.max_wal',
+        'is not set, and neither is max_slot_wal_keep_size',
+        `Set \`slots: { max_wal: 50GB }\` in ${config.path}, below the free space of the disk, and start the agents again; or:`,
         set('max_slot_wal_keep_size', '50GB'),
         RELOAD,
       ),
     );
-  } else if (facts.keep_mb < TIGHT_MB) {
+  } else if (facts.keep_mb >= 0 && facts.keep_mb < TIGHT_MB) {
     found.push(
       finding(
         'wal_tight',
@@ -276,7 +277,7 @@ function ofSlots(facts: Facts, config: Config, region: RegionConfig): Finding[] 
           region.name,
           name,
           'its WAL is gone',
-          'Run `coregent apply`: it makes the slot anew and joins the rows.',
+          'Start the agent that reads it: it makes the slot anew and joins the rows. So does `coregent apply`.',
         ),
       ];
     if (safe === null || facts.keep_mb <= 0 || safe > facts.keep_mb * 2 ** 20 * NEAR) return [];

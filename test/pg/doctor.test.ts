@@ -38,9 +38,11 @@ test('a superuser on sound databases is told only that it is one, and that nothi
   const { out, code, err } = await cluster.cli('doctor');
   expect({ code, err }).toEqual({ code: 0, err: '' });
   expect(out).toContain(
-    `warning tokyo max_slot_wal_keep_size: is not set (wal_unbounded)\n    alter system set max_slot_wal_keep_size = '50GB';`,
+    `warning tokyo slots.max_wal: is not set, and neither is max_slot_wal_keep_size (wal_unbounded)\n    Set \`slots: { max_wal: 50GB }\``,
   );
+  expect(out).toContain(`    alter system set max_slot_wal_keep_size = '50GB';`);
   expect(out).toContain('2 warnings, 2 notices');
+  expect((await cluster.cliWith({ slots: { max_wal: '50GB' } }, 'doctor')).out).not.toContain('wal_unbounded');
 });
 
 test('settings of a server that are in the way are found, and gone once the cures were run', async () => {
