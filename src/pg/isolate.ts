@@ -3,21 +3,10 @@ import { tableLabel } from '../model/table.ts';
 import { asRecords, type TableBatch } from '../pipe/batch.ts';
 import type { Tuples } from '../wire/tuples.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
+import { type Blocked, Held, type Place } from './held.ts';
 import type { Step, StepResult } from './script.ts';
-import { type GroupKind, isForeignViolation, isUniqueViolation, keysOf, tuplesOf, versionOf } from './steps.ts';
+import { type GroupKind, isForeignViolation, isUniqueViolation, keyOf, keysOf, tuplesOf, versionOf } from './steps.ts';
 import type { FetchRows, Target } from './target.ts';
-
-/** A row of a batch and the group that it came in. */
-export interface Place {
-  readonly target: Target;
-  readonly group: GroupKind;
-  readonly row: Buffer;
-}
-
-/** One that could not be applied by itself. */
-interface Blocked extends Place {
-  readonly failure: CoregentError;
-}
 
 /** What the store does with rows. Rejections with `apply_failed` are a row's fault. */
 export interface Ways {
@@ -37,6 +26,7 @@ const ROUNDS = 8;
 /** Parked rows that are tried again at a time. */
 const ADOPTED_ROWS = 500;
 
+const WHOLE: GroupKind = { kind: 'update', unknown: [] };
 /** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
 const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
 const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
@@ -48,6 +38,7 @@ export class Isolation {
   readonly #peerId: number;
   readonly #targets: ReadonlyMap<number, Target>;
   readonly #foreign: ForeignKeys | undefined;
+  readonly #held = new Held();
   #parked = 0;
 
   constructor(options: {
@@ -69,46 +60,63 @@ export class Isolation {
     return parked;
   }
 
-  /** Each group under a savepoint, halved until the row at fault stands alone. */
-  async apply(tables: Iterable<TableBatch>): Promise<void> {
-    const blocked: Blocked[] = [];
-    for (const { table, group } of arrange(tables, this.#foreign)) {
+  /**
+   * Each group under a savepoint, halved until the row at fault stands alone. Such rows wait for the end of their transaction,
+   * a part of which this may be (`ends`); what then still finds no place is parked.
+   */
+  async apply(tables: Iterable<TableBatch>, ends: boolean): Promise<void> {
+    const places = arrange(tables, this.#foreign).map(({ table, group }) => {
       const target = this.#targets.get(table.staging.table.oid)!;
-      const rows = [...asRecords(table.staging, group).liveRows()].map((row) => ({ target, group, row }));
-      await this.#isolate(rows, blocked);
+      return [...asRecords(table.staging, group).liveRows()].map((row) => ({ target, group, row }));
+    });
+    for (const rows of this.#held.replace(places)) await this.#isolate(rows);
+    if (ends || this.#held.full) await this.#settleHeld();
+  }
+
+  /** The local transaction was rolled back. */
+  rolledBack(): void {
+    this.#held.clear();
+  }
+
+  async #settleHeld(): Promise<void> {
+    const waits = ({ failure: { cause } }: Blocked): boolean =>
+      isUniqueViolation(cause) || (this.#foreign !== undefined && isForeignViolation(cause));
+    const held = this.#held.take();
+    const left = await this.#tryAgain(held.filter(waits));
+    const lost = [
+      ...held.filter((each) => !waits(each)),
+      ...left.filter(({ failure }) => !isUniqueViolation(failure.cause)),
+    ];
+    for (const target of new Set(left.map((each) => each.target))) {
+      const mine = left.filter((each) => each.target === target && isUniqueViolation(each.failure.cause));
+      lost.push(...(await this.#placeTogether(target, mine)));
     }
-    const waiting = this.#foreign ? await this.#tryAgain(blocked) : blocked;
-    for (const target of new Set(waiting.map((each) => each.target))) {
-      const mine = waiting.filter((each) => each.target === target);
-      await this.#placeTogether(
+    for (const target of new Set(lost.map((each) => each.target))) {
+      await this.#park(
         target,
-        mine.filter(({ failure }) => isUniqueViolation(failure.cause)),
+        lost.filter((each) => each.target === target),
       );
-      for (const each of mine) if (!isUniqueViolation(each.failure.cause)) await this.#park(each);
     }
   }
 
-  async #isolate(rows: readonly Place[], blocked: Blocked[]): Promise<void> {
+  async #isolate(rows: readonly Place[]): Promise<void> {
     const [first] = rows;
     if (!first) return;
     const { target, group } = first;
     const records = tuplesOf(rows.map(({ row }) => row));
     const failure = await this.#attempt(() => this.#ways.settle(target, group, records));
     if (!failure) return;
-    const unique = isUniqueViolation(failure.cause);
     if (rows.length > 1) {
-      if (unique && !(await this.#attempt(() => this.#ways.vacate(target, rows)))) return;
+      if (isUniqueViolation(failure.cause) && !(await this.#attempt(() => this.#ways.vacate(target, rows)))) return;
       const half = rows.length >> 1;
-      await this.#isolate(rows.slice(0, half), blocked);
-      await this.#isolate(rows.slice(half), blocked);
-    } else if (unique || (this.#foreign && isForeignViolation(failure.cause))) {
-      blocked.push({ ...first, failure });
+      await this.#isolate(rows.slice(0, half));
+      await this.#isolate(rows.slice(half));
     } else {
-      await this.#park({ ...first, failure });
+      this.#held.add({ ...first, failure });
     }
   }
 
-  /** Rows that wait for others of the same batch: all at once, for rings, then one by one as long as that helps any. */
+  /** Rows that wait for others of their transaction: all at once, for rings, then one by one as long as that helps any. */
   async #tryAgain(blocked: readonly Blocked[]): Promise<readonly Blocked[]> {
     let left = blocked;
     for (let round = 0; left.length > 0 && round < ROUNDS; round++) {
@@ -128,19 +136,20 @@ export class Isolation {
     return left;
   }
 
-  /** Rows that only stand in each other's way take their places together; what is then still in the way is parked. */
-  async #placeTogether(target: Target, blocked: readonly Blocked[]): Promise<void> {
-    if (blocked.length === 0) return;
-    if (!(await this.#attempt(() => this.#ways.vacate(target, blocked)))) return;
-    if (blocked.length <= LEAVE_OUT_ROWS) {
-      for (const one of blocked) {
-        const others = blocked.filter((each) => each !== one);
-        if (others.length === 0 || (await this.#attempt(() => this.#ways.vacate(target, others)))) continue;
-        await this.#park(one);
-        return;
-      }
+  /** Rows that only stand in each other's way take their places together; returns what is then still in the way. */
+  async #placeTogether(target: Target, blocked: readonly Blocked[]): Promise<readonly Blocked[]> {
+    if (blocked.length === 0) return [];
+    if (!(await this.#attempt(() => this.#ways.vacate(target, blocked)))) return [];
+    if (blocked.length > LEAVE_OUT_ROWS) {
+      const half = blocked.length >> 1;
+      const left = await this.#placeTogether(target, blocked.slice(0, half));
+      return [...left, ...(await this.#placeTogether(target, blocked.slice(half)))];
     }
-    for (const each of blocked) await this.#park(each);
+    for (const one of blocked) {
+      const others = blocked.filter((each) => each !== one);
+      if (others.length > 0 && !(await this.#attempt(() => this.#ways.vacate(target, others)))) return [one];
+    }
+    return blocked;
   }
 
   /** Does the work under a savepoint; a row's fault undoes it and is returned, anything else is thrown. */
@@ -160,15 +169,21 @@ export class Isolation {
     }
   }
 
-  async #park(blocked: Blocked): Promise<void> {
-    const { target, group, row, failure } = blocked;
-    const rows = [row];
-    if (this.#foreign && group.unknown.length > 0 && isForeignViolation(failure.cause)) {
-      // It is tried again without its peer: it has to be whole.
-      rows.splice(0, 1, ...(await this.#ways.fetch(target, keysOf(target.staging, tuplesOf([row])))).liveRows());
+  /** Parks rows of one table: whole, since they are tried again without their peer. */
+  async #park(target: Target, blocked: readonly Blocked[]): Promise<void> {
+    const steps = blocked.filter(({ group }) => group.unknown.length === 0).map((each) => this.#parking(each));
+    const partial = blocked.filter(({ group }) => group.unknown.length > 0);
+    if (partial.length > 0) {
+      const keys = keysOf(target.staging, tuplesOf(partial.map(({ row }) => row)));
+      const failures = new Map(partial.map((each) => [keyOf(target, each.group, each.row), each]));
+      // One that is gone at the peer too is of no interest: its tombstone is on its way.
+      for (const row of (await this.#ways.fetch(target, keys)).liveRows()) {
+        const asked = failures.get(keyOf(target, WHOLE, row)) ?? partial[0]!;
+        steps.push(this.#parking({ ...asked, row }));
+      }
     }
-    for (const each of rows) await this.#ways.must([this.#parking({ ...blocked, row: each })]);
-    this.#parked += rows.length;
+    for (const step of steps) await this.#ways.must([step]);
+    this.#parked += steps.length;
   }
 
   #parking({ target, group, row, failure }: Blocked): Step {

@@ -68,6 +68,23 @@ export function versionOf(target: Target, group: GroupKind, row: Buffer): bigint
   return 0n;
 }
 
+/** The key of a row in `record` form, as text that is the same for the same bytes. */
+export function keyOf({ staging }: Target, group: GroupKind, row: Buffer): string {
+  const keyAt = group.kind === 'tombstone' ? [...staging.keyAt.keys()] : staging.keyAt;
+  const last = Math.max(...keyAt);
+  const ends: [number, number][] = [];
+  let at = 8;
+  for (let column = 0; column <= last; column++) {
+    const length = Math.max(0, row.readInt32BE(at + 4));
+    ends.push([at + 8, at + 8 + length]);
+    at += 8 + length;
+  }
+  return keyAt
+    .map((column) => row.toString('latin1', ...ends[column]!))
+    .map((text) => `${text.length}:${text}`)
+    .join('');
+}
+
 /** The versions of live rows as text of an `int8[]`. */
 export function versionsOf(target: Target, group: GroupKind, records: Tuples): string {
   return `{${[...records.liveRows()].map((row) => versionOf(target, group, row)).join(',')}}`;

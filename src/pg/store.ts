@@ -5,7 +5,8 @@ import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from
 import { copyStream, type Tuples } from '../wire/tuples.ts';
 import { Crossing, removeBuried } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
-import { Isolation, type Place } from './isolate.ts';
+import type { Place } from './held.ts';
+import { Isolation } from './isolate.ts';
 import { passSteps } from './paused.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import {
@@ -168,7 +169,7 @@ export class Store {
       if (!this.#open) this.#queued = this.#begin();
       this.#queued.push(...this.#passSteps(batch));
       this.#open = true;
-      if (this.#isolate) await this.#isolation.apply(batch.tables.values());
+      if (this.#isolate) await this.#isolation.apply(batch.tables.values(), batch.complete);
       else if (this.#foreign) await this.#applyInOrder(batch);
       else await this.#applyClean(batch);
       let localLsn: LSN | undefined;
@@ -178,6 +179,7 @@ export class Store {
       this.#open = false;
       this.#queued = [];
       this.#crossing.clear();
+      this.#isolation.rolledBack();
       await this.#client.query('rollback').catch(() => {});
       throw error;
     }

@@ -310,6 +310,45 @@ describe('unique values', () => {
     expect(['update_missing keep', 'delete_origin_differs apply']).toEqual(expect.arrayContaining(recorded));
   });
 
+  it('B4: change places in a transaction that is taken in parts, with a row that was fetched as it is at the end', async () => {
+    await tokyo.sql('update seats set id = 4 where id = 1');
+    await tokyo.sql(
+      `begin; insert into seats values (9, 9, null); update seats set pos = 0 where id = 4;
+        update seats set pos = 1 where id = 9; update seats set pos = 9 where id = 4; commit`,
+    );
+    await frankfurt.pull(tokyo, 2);
+    await settle(tokyo, frankfurt);
+    expect(await frankfurt.value(SEATS)).toBe('2 2 b, 3 3 c, 4 9 a, 9 1');
+    expect([await parked(frankfurt), await frankfurt.conflicts()]).toEqual(['0', []]);
+  });
+
+  it('B4: a write that stands for one that found no place had seen what that one had', async () => {
+    await settle(tokyo, frankfurt, virginia);
+    await virginia.sql(`update seats set big = '' where id = 2`);
+    await settle(tokyo, frankfurt, virginia);
+    await tokyo.sql('update seats set id = 4 where id = 1');
+    await tokyo.sql(
+      `begin; update seats set pos = 0 where id = 4; update seats set pos = 9 where id = 2;
+        update seats set pos = 20 where id = 2; update seats set pos = 9 where id = 4; commit`,
+    );
+    await frankfurt.pull(tokyo, 2);
+    await settle(tokyo, frankfurt);
+    expect(await frankfurt.value(SEATS)).toBe('2 20 , 3 3 c, 4 9 a');
+    expect([await parked(frankfurt), await frankfurt.conflicts()]).toEqual(['0', []]);
+  });
+
+  it('B1: what finds no place at the end of a transaction in parts is parked once, whole, and the rest is there', async () => {
+    await asReplica(frankfurt, `insert into public.seats values (7, 100, '')`);
+    await tokyo.sql(
+      `begin; update seats set pos = 0 where id = 1; update seats set pos = 30 where id = 3; update seats set pos = 100 where id = 1;
+        update seats set pos = 20 where id = 2; insert into seats values (5, 2, null); commit`,
+    );
+    const { receipts } = await frankfurt.pull(tokyo, 2);
+    expect(receipts.map((each) => each.parked)).toEqual([0, 0, 1]);
+    expect(await frankfurt.value(SEATS)).toBe('1 0 a, 2 20 b, 3 30 c, 5 2, 7 100 ');
+    expect(await frankfurt.value('select octet_length(row_bytes) > 4000 from coregent.parked')).toBe('true');
+  });
+
   it('B5: move along a chain within one statement', async () => {
     await tokyo.sql('update seats set pos = pos + 1');
     await settle(tokyo, frankfurt);
