@@ -386,6 +386,8 @@ export class Peer {
           this.#isolate = true;
           store.isolateFaults(true);
         } else if (code !== 'apply_interrupted' || attempt >= 8) {
+          // The table may have changed under the statement: then it pauses.
+          if (code === 'schema_missing') await look();
           throw error;
         }
         await pause(backoffMs(attempt), signal);

@@ -83,7 +83,11 @@ export const errors = {
   slot_busy: { exit: 1, retry: 'later', cure: 'Another agent of this region reads the slot; stop it or wait.' },
   slot_limit: { exit: 1, retry: 'later', cure: 'Raise max_replication_slots of that server, or drop unused slots.' },
 
-  schema_missing: { exit: 1, retry: 'later', cure: 'Run `coregent apply`: this region is not installed.' },
+  schema_missing: {
+    exit: 1,
+    retry: 'later',
+    cure: 'Run `coregent apply`: schema coregent of the region is missing, or older than this coregent.',
+  },
   schema_differs: { exit: 1, retry: 'later', cure: 'Make the table equal in every region, then run `coregent apply`.' },
   schema_changed: { exit: 1, retry: 'later', cure: 'None needed: the link begins again with the tables as they are.' },
   schema_too_new: {
@@ -232,7 +236,9 @@ const sqlstates: Readonly<Record<string, ErrorCode>> = {
   '3D000': 'peer_database_missing',
   '3F000': 'schema_missing',
   '42501': 'privilege_missing',
+  '42703': 'schema_missing',
   '42704': 'schema_missing',
+  '42P01': 'schema_missing',
   '53100': 'disk_full',
   '53400': 'slot_limit',
   '55000': 'peer_not_ready',

@@ -105,9 +105,14 @@ export function isForeignViolation(error: unknown): boolean {
 /** SQLSTATE classes that say something of a row, not of the moment; XX000 is a value that the server itself cannot read back. */
 const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX000|XX001|54)/;
 
+/** Of these, what says that the catalog, a table or a grant is not there: all rows would be parked for it, none at fault. */
+const STATEMENT_FAULTS = /^(42P01|42703|42501)$/;
+
 /** A statement's error as what the agent should do about it. */
 export function applyError(error: Error): CoregentError {
-  const code = (error as { code?: string }).code ?? '';
-  if (ROW_FAULTS.test(code)) return new CoregentError('apply_failed', error.message, { cause: error });
+  const { code = '', where } = error as { code?: string; where?: string };
+  // With a context it was raised within a function of the application's, such as one that a check calls: for that row alone.
+  const own = STATEMENT_FAULTS.test(code) && where === undefined;
+  if (ROW_FAULTS.test(code) && !own) return new CoregentError('apply_failed', error.message, { cause: error });
   return classify(error);
 }

@@ -176,6 +176,42 @@ test('two rows of different regions that claim one unique value: the one that ca
   await cluster.converged();
 });
 
+test('a catalog that lacks what the agent needs stops the link with the cure, parks no row, and the link goes on once it is there', async () => {
+  await cluster.query('tokyo', `insert into items values (150, 'before'), (151, 'before')`);
+  await cluster.converged();
+  const parked = await cluster.value('virginia', 'select count(*)::int from coregent.parked');
+  await cluster.query('virginia', 'alter table coregent.conflict_record rename column local_row to former_row');
+  await cluster.cut('tokyo', 'virginia');
+  for (const region of ['tokyo', 'virginia'])
+    await cluster.query(region, 'update items set v = $1 where id = 150', [region]);
+  await cluster.heal();
+  const missing = await until(
+    () => {
+      const { state, last_error: error } = cluster.peer('virginia', 'tokyo');
+      return state === 'waiting' && error?.code === 'schema_missing' ? error : undefined;
+    },
+    { what: 'the missing column to be said', deadlineMs: 30_000 },
+  );
+  expect(missing.message).toContain('local_row');
+  expect(cluster.log('virginia')).toContainEqual(
+    expect.objectContaining({
+      event: 'peer.retry',
+      peer: 'tokyo',
+      code: 'schema_missing',
+      cure: expect.stringContaining('`coregent apply`'),
+    }),
+  );
+  await cluster.query('frankfurt', `insert into items values (152, 'of another peer')`);
+  await seen('virginia', 'select count(*)::int from items where id = 152', 'a row of another peer');
+  expect(await cluster.value('virginia', 'select count(*)::int from coregent.parked')).toBe(parked);
+
+  await cluster.query('virginia', 'alter table coregent.conflict_record rename column former_row to local_row');
+  await cluster.converged();
+  const recorded = `select count(*)::int from coregent.conflicts where table_name = 'public.items' and key ->> 'id' = '150'`;
+  expect(await cluster.value('virginia', recorded)).toBe(1);
+  expect(await cluster.value('virginia', 'select count(*)::int from coregent.parked')).toBe(parked);
+});
+
 test('progress that another moved ends the session, and nothing is applied twice or left out', async () => {
   await cluster.query('tokyo', `insert into items values (200, 'before')`);
   await cluster.converged();
