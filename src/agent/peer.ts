@@ -51,6 +51,8 @@ export interface PeerContext {
 
 /** How often a waiting acknowledgement looks at the local flush position, in ms. */
 const FLUSH_POLL_MS = 100;
+/** Rows that were applied ahead of a commit are taken back when nothing came behind them for so many ms. */
+const AHEAD_PATIENCE_MS = 2_000;
 /** After so many looks the flush is forced: the writer of the local WAL sees no reason to hurry. */
 const FLUSH_PATIENCE = 10;
 /** While a peer sends without a pause, a batch is let grow to so many rows: a large one costs far less per row. */
@@ -242,6 +244,8 @@ export class Peer {
     const decoder = new Decoder({
       region: this.#region.id,
       progress: start,
+      // Looking for a row at fault, transactions are applied behind their commit and one after the other.
+      ahead: !this.#isolate,
       limits: config.batch,
       route: router(session.targets, tables),
       walEnd: () => this.link.walEnd,
@@ -338,6 +342,10 @@ export class Peer {
           .finally(() => {
             looking = false;
           });
+      }, FLUSH_POLL_MS),
+      setInterval(() => {
+        decoder.tire(AHEAD_PATIENCE_MS);
+        if (decoder.ready) pipe.decoded();
       }, FLUSH_POLL_MS),
       // Keepalives have their own timer: a long commit must not cost the connection.
       setInterval(confirm, Math.min(10_000, Math.max(500, senderTimeoutMs / 3))),

@@ -148,8 +148,12 @@ export class Store {
   async apply(batch: Batch): Promise<Receipt> {
     this.#conflicts = [];
     this.#isolation.takeParked();
-    this.#whole = batch.complete && !this.#open;
     try {
+      if (batch.afresh && this.#open) await this.#rollback();
+      if (batch.rows === 0 && batch.transactions === 0 && !this.#open) {
+        return { localLsn: undefined, conflicts: [], parked: 0, rows: 0 };
+      }
+      this.#whole = batch.complete && !this.#open;
       if (this.#owesLook && !this.#open) {
         await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
         await this.#isolation.adopt(this.#targets.keys(), this.#begin());
@@ -176,13 +180,17 @@ export class Store {
       if (batch.complete) localLsn = await this.#commit(batch);
       return this.#receipt(batch, localLsn);
     } catch (error) {
-      this.#open = false;
-      this.#queued = [];
-      this.#crossing.clear();
-      this.#isolation.rolledBack();
-      await this.#client.query('rollback').catch(() => {});
+      await this.#rollback().catch(() => {});
       throw error;
     }
+  }
+
+  async #rollback(): Promise<void> {
+    this.#open = false;
+    this.#queued = [];
+    this.#crossing.clear();
+    this.#isolation.rolledBack();
+    await this.#client.query('rollback');
   }
 
   #receipt(batch: Batch, localLsn: LSN | undefined): Receipt {

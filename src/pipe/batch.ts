@@ -118,6 +118,8 @@ export class Batch {
   transactions = 0;
   /** False when the batch ends inside a transaction: the next batch continues the same local transaction. */
   complete = true;
+  /** The local transaction that an earlier incomplete batch began holds what must not be committed: it is rolled back first. */
+  afresh = false;
   /** Where the last whole transaction ends in the peer's WAL. */
   endLsn: LSN | undefined;
   /** When the last whole transaction was committed at its origin, in ms since 1970. */

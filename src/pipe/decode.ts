@@ -15,7 +15,7 @@ import {
   violation,
 } from '../wire/pgoutput.ts';
 import { Batch, type Passing, type Route, textsOf } from './batch.ts';
-import { Spool } from './spool.ts';
+import { type Commit, Streamed } from './streamed.ts';
 
 /** What the decoder needs to know of the peer. */
 export interface DecodeOptions {
@@ -27,6 +27,8 @@ export interface DecodeOptions {
   readonly route: (relation: Relation) => Route | Passing | undefined;
   /** Where the peer's WAL ended when that was last heard; positions far behind it are lies. */
   readonly walEnd?: () => LSN;
+  /** Whether new rows of a transaction that is still running at the peer may be handed out while there is nothing else. */
+  readonly ahead?: boolean;
   /** When the batch must be taken before more is decoded. */
   readonly limits: { readonly rows: number; readonly bytes: number };
 }
@@ -58,11 +60,15 @@ export class Decoder {
   #position: LSN = LSN_ZERO;
   #foreign = 0;
   /** Large transactions that the peer sends while they run, by their top transaction. */
-  readonly #spools = new Map<number, Spool>();
+  readonly #streams = new Map<number, Streamed>();
   /** The one whose messages come now. */
-  #streaming: Spool | undefined;
-  /** A committed one whose messages are being decoded; the peer's next messages come behind it. */
-  #replay: { spool: Spool; messages: ReturnType<Spool['messages']>; commit: () => void } | undefined;
+  #streaming: Streamed | undefined;
+  /** The one that may go ahead of its commit. */
+  #ahead: Streamed | undefined;
+  /** One that is committed and handed out; the peer's next messages come behind it. */
+  #committed: { readonly stream: Streamed; readonly endLsn: LSN } | undefined;
+  /** What went ahead must be taken back before anything else is applied. */
+  #afresh = false;
 
   constructor(options: DecodeOptions) {
     this.#options = options;
@@ -80,12 +86,17 @@ export class Decoder {
 
   /** Whether {@link take} would return something. */
   get ready(): boolean {
-    return this.#batch.transactions > 0 || this.#overflows;
+    return this.#batch.transactions > 0 || this.#overflows || this.#afresh || this.#streamReady;
+  }
+
+  get #streamReady(): boolean {
+    if (this.#committed !== undefined) return this.#committed.stream.decoder.ready;
+    return this.#ahead !== undefined && this.#ahead.waiting > 0 && this.#batch.rows === 0 && !this.#spilled;
   }
 
   /** Whether more may only be pushed after {@link take} and {@link resume}. */
   get full(): boolean {
-    return this.#replay !== undefined || this.#overflows;
+    return this.#committed !== undefined || this.#overflows;
   }
 
   get #overflows(): boolean {
@@ -94,12 +105,12 @@ export class Decoder {
 
   /** Rows that wait here. */
   get rows(): number {
-    return this.#batch.rows;
+    return this.#batch.rows + (this.#committed?.stream.decoder.rows ?? this.#ahead?.waiting ?? 0);
   }
 
   /** Whether nothing waits here: no row, those of an open transaction included, and nothing passed over. */
   get empty(): boolean {
-    return this.#batch.rows === 0 && this.#batch.passed.size === 0 && !this.#spilled && this.#replay === undefined;
+    return this.#batch.rows === 0 && this.#batch.passed.size === 0 && !this.#spilled && this.#committed === undefined;
   }
 
   /** Whether rows of the table are passed over as its last description stands. */
@@ -125,6 +136,12 @@ export class Decoder {
     if (walEnd !== undefined && lsn > walEnd + FAR) throw violation('a position far behind the end of its WAL');
   }
 
+  #checkCommit(commitLsn: LSN, endLsn: LSN): void {
+    if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
+    if (endLsn <= commitLsn) throw violation('a transaction that ends before its commit');
+    this.#checkEnd(endLsn);
+  }
+
   /** Decodes one message that lies in `bytes` from `start` to `end`. Throws `peer_protocol`, `schema_differs`. */
   push(bytes: Buffer, start: number, end: number): void {
     try {
@@ -137,26 +154,27 @@ export class Decoder {
 
   /** Decodes on after {@link take}, where a large transaction filled the batch before it was decoded to its end. */
   resume(): void {
-    const replay = this.#replay;
-    if (replay === undefined) return;
-    while (!this.#overflows) {
-      const next = replay.messages.next();
-      if (next.done) {
-        this.#replay = undefined;
-        replay.spool.close();
-        replay.commit();
-        return;
-      }
-      this.push(next.value.bytes, next.value.start, next.value.end);
-    }
+    this.#committed?.stream.resume();
+    this.#finish();
+  }
+
+  /** What went ahead `patienceMs` ago and waits for its commit since then is taken back: it must not stand in anybody's way. */
+  tire(patienceMs: number): void {
+    if (this.#ahead?.wentAhead && performance.now() - this.#ahead.partAtMs > patienceMs) this.#takeBack(this.#ahead);
+  }
+
+  /** The transaction whose rows were pushed without a begin ends here. */
+  end({ endLsn, committedAtMs }: Commit): void {
+    this.#commit(endLsn, committedAtMs);
   }
 
   /** Gives back what streamed transactions hold. */
   close(): void {
-    for (const spool of this.#spools.values()) spool.close();
-    this.#spools.clear();
-    this.#replay?.spool.close();
-    this.#replay = undefined;
+    for (const stream of this.#streams.values()) stream.close();
+    this.#streams.clear();
+    this.#committed?.stream.close();
+    this.#committed = undefined;
+    this.#ahead = undefined;
   }
 
   #push(bytes: Buffer, start: number, end: number): void {
@@ -188,12 +206,12 @@ export class Decoder {
       case MESSAGE.streamStart: {
         if (this.#inTransaction) throw violation('a stream inside of a transaction');
         const transaction = bytes.readUInt32BE(start + 1);
-        let spool = this.#spools.get(transaction);
-        if (spool === undefined) {
-          spool = new Spool();
-          this.#spools.set(transaction, spool);
+        let stream = this.#streams.get(transaction);
+        if (stream === undefined) {
+          stream = this.#makeStream(transaction);
+          this.#streams.set(transaction, stream);
         }
-        this.#streaming = spool;
+        this.#streaming = stream;
         return;
       }
       case MESSAGE.streamStop:
@@ -203,12 +221,12 @@ export class Decoder {
       case MESSAGE.streamAbort: {
         const transaction = bytes.readUInt32BE(start + 1);
         const subtransaction = bytes.readUInt32BE(start + 5);
-        const spool = this.#spools.get(transaction);
+        const stream = this.#streams.get(transaction);
         if (transaction !== subtransaction) {
-          spool?.abort(subtransaction);
-        } else if (spool !== undefined) {
-          spool.close();
-          this.#spools.delete(transaction);
+          stream?.abort(subtransaction);
+        } else if (stream !== undefined) {
+          if (stream.wentAhead) this.#takeBack(stream);
+          this.#drop(transaction, stream);
         }
         return;
       }
@@ -236,9 +254,7 @@ export class Decoder {
   }
 
   #commit(endLsn: LSN, committedAtMs: number): void {
-    if (endLsn < this.#position) throw violation('a transaction that ends before one that came earlier');
-    if (endLsn <= this.#final) throw violation('a transaction that ends before its commit');
-    this.#checkEnd(endLsn);
+    this.#checkCommit(this.#final, endLsn);
     this.#inTransaction = false;
     if (this.#openRows > 0 || this.#spilled || this.#batch.passed.size > 0) {
       this.#batch.commit(endLsn, committedAtMs);
@@ -248,25 +264,71 @@ export class Decoder {
     this.#position = endLsn;
   }
 
-  /** The transaction was committed: its messages are decoded now, as if they came between a begin and a commit. */
+  #makeStream(transaction: number): Streamed {
+    const make = (): Decoder => {
+      const decoder = new Decoder({ ...this.#options, progress: LSN_ZERO, ahead: false });
+      decoder.#inTransaction = true;
+      return decoder;
+    };
+    const ahead = this.#options.ahead === true && this.#ahead === undefined;
+    const stream = new Streamed(transaction, make, { partRows: this.#options.limits.rows, ahead });
+    if (ahead) this.#ahead = stream;
+    return stream;
+  }
+
+  #drop(transaction: number, stream: Streamed): void {
+    this.#streams.delete(transaction);
+    if (this.#ahead === stream) this.#ahead = undefined;
+    stream.close();
+  }
+
+  /** What the stream handed out ahead of its commit must not be committed. */
+  #takeBack(stream: Streamed): void {
+    stream.restart();
+    this.#afresh = true;
+    if (this.#ahead === stream) this.#ahead = undefined;
+  }
+
+  /** The transaction was committed: what of it was not handed out is decoded now, and nothing else until that is taken. */
   #streamCommit(bytes: Buffer, start: number): void {
     if (this.#inTransaction) throw violation('a stream’s commit inside of a transaction');
     const transaction = bytes.readUInt32BE(start + 1);
     const commitLsn = lsnOf(bytes.readBigUInt64BE(start + 6));
     const endLsn = lsnOf(bytes.readBigUInt64BE(start + 14));
     const committedAtMs = protocolTimeMs(bytes.readBigInt64BE(start + 22));
-    const spool = this.#spools.get(transaction);
-    if (spool === undefined) throw violation('the commit of a stream that it did not send');
-    this.#spools.delete(transaction);
-    this.#inTransaction = true;
-    this.#final = commitLsn;
-    this.#skipping = commitLsn < this.#options.progress;
-    this.#replay = {
-      spool,
-      messages: spool.messages(),
-      commit: () => this.#commit(endLsn, committedAtMs),
-    };
-    this.resume();
+    const stream = this.#streams.get(transaction);
+    if (stream === undefined) throw violation('the commit of a stream that it did not send');
+    this.#checkCommit(commitLsn, endLsn);
+    const known = commitLsn < this.#options.progress;
+    if (stream.wentAhead && (known || this.#batch.transactions > 0)) this.#takeBack(stream);
+    if (known) {
+      this.#drop(transaction, stream);
+      this.#position = endLsn;
+      return;
+    }
+    this.#streams.delete(transaction);
+    if (this.#ahead === stream) this.#ahead = undefined;
+    this.#committed = { stream, endLsn };
+    stream.commit({ endLsn, committedAtMs });
+    this.#finish();
+  }
+
+  /** Goes on behind a streamed transaction once everything of it was taken. What it learned of relations stays. */
+  #finish(): void {
+    if (!this.#committed?.stream.done) return;
+    const { stream, endLsn } = this.#committed;
+    this.#committed = undefined;
+    this.#position = endLsn;
+    const inner = stream.decoder;
+    this.#foreign += inner.#foreign;
+    for (const [id, route] of inner.#routes) this.#routes.set(id, route);
+    for (const id of inner.#routes.keys()) {
+      const passing = inner.#passing.get(id);
+      if (passing) this.#passing.set(id, passing);
+      else this.#passing.delete(id);
+    }
+    for (const [table, least] of inner.#least) this.#least.set(table, least);
+    stream.close();
   }
 
   #row(bytes: Buffer, start: number, end: number): void {
@@ -329,9 +391,30 @@ export class Decoder {
 
   /**
    * The batch so far. A transaction still open is left for the next batch, unless it alone fills this one:
-   * then the batch is handed out incomplete, and the next one continues it.
+   * then the batch is handed out incomplete, and the next one continues it. So it is with what goes ahead of its commit.
    */
   take(): Batch {
+    const batch = this.#next();
+    batch.afresh = this.#afresh;
+    this.#afresh = false;
+    return batch;
+  }
+
+  #next(): Batch {
+    if (this.#batch.transactions > 0 || this.#overflows) {
+      if (this.#ahead?.wentAhead) this.#takeBack(this.#ahead);
+      return this.takePart();
+    }
+    if (this.#committed !== undefined) {
+      const batch = this.#committed.stream.decoder.take();
+      this.#finish();
+      return batch;
+    }
+    return this.#ahead !== undefined && this.#streamReady ? this.#ahead.part() : new Batch();
+  }
+
+  /** What was decoded so far, of a transaction still open too. */
+  takePart(): Batch {
     const batch = this.#batch;
     this.#batch = new Batch();
     if (this.#openRows === 0 && !this.#spilled) return batch;

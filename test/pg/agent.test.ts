@@ -148,6 +148,43 @@ test('INV-A: a transaction that its peer streams while it runs brings nothing be
   expect(await watching.stop()).toEqual([0, 4_100]);
 });
 
+test('INV-A: rows that go ahead of their commit are taken back for whoever commits first, and when they are rolled back', async () => {
+  const busy = (): Promise<unknown> =>
+    cluster.value(
+      'virginia',
+      `select backend_xid is not null from pg_stat_activity where datname = current_database() and application_name = $1`,
+      ['coregent apply virginia from tokyo'],
+    );
+  const ahead = (what: string) => until(busy, { what: `${what} to be applied ahead`, deadlineMs: 30_000 });
+  const over = () => until(async () => !(await busy()), { what: 'it to be taken back', deadlineMs: 30_000 });
+  const watching = watch('virginia', 'select count(*)::int from items where id > 60000 and id <= 90000');
+  const tokyo = await cluster.session('tokyo');
+  const fill = (first: number) =>
+    tokyo.query(`begin; insert into items select ${first} + n, repeat('x', 100) from generate_series(1, 4000) n`);
+  await fill(60_000);
+  await ahead('the first one');
+  await cluster.query('tokyo', `insert into items values (90001, 'meanwhile')`);
+  await seen('virginia', 'select count(*)::int from items where id = 90001', 'what committed first');
+  expect(await cluster.value('virginia', 'select count(*)::int from items where id > 60000 and id <= 90000')).toBe(0);
+  await tokyo.query('commit');
+  await seen('virginia', 'select count(*) >= 4000 from items where id > 60000 and id <= 90000', 'the first one');
+  await fill(65_000);
+  await ahead('the second one');
+  // A row of the application with a key that went ahead waits for no more than the patience of who went ahead.
+  await cluster.query('virginia', `insert into items values (65001, 'of the application')`);
+  await over();
+  await tokyo.query('rollback');
+  await fill(70_000);
+  await ahead('the third one');
+  await tokyo.query('rollback');
+  await over();
+  await fill(75_000);
+  await ahead('the fourth one');
+  await tokyo.query('commit');
+  await cluster.converged();
+  expect(await watching.stop()).toEqual([0, 4_000, 4_001, 8_001]);
+});
+
 test('two rows of different regions that claim one unique value: the one that cannot be applied is parked, the stream goes on', async () => {
   await cluster.cut('tokyo', 'frankfurt');
   await cluster.query('tokyo', `insert into people values (1, 'same@example.org')`);

@@ -49,9 +49,10 @@ function streamCommit(transaction: number, endLsn: bigint): Buffer {
   return Buffer.concat([numbers('c', transaction), tail]);
 }
 
-function open(options: { rows?: number; progress?: bigint } = {}) {
+function open(options: { rows?: number; progress?: bigint; ahead?: boolean } = {}) {
   const decoder = new Decoder({
     region: PEER,
+    ahead: options.ahead ?? false,
     progress: options.progress === undefined ? LSN_ZERO : lsnOf(options.progress),
     route: routeTo(stagingOf(NOTES)),
     limits: { rows: options.rows ?? 1_000, bytes: 1_000_000 },
@@ -61,11 +62,15 @@ function open(options: { rows?: number; progress?: bigint } = {}) {
   };
   const ids: number[] = [];
   const batches: { rows: number; complete: boolean }[] = [];
+  /** What a region does with batches: `ids` are what it committed. */
+  let uncommitted: number[] = [];
   const takeAll = (): void => {
     while (decoder.ready) {
       const batch = decoder.take();
       batches.push({ rows: batch.rows, complete: batch.complete });
-      ids.push(...stagedOf(batch, NOTES).map(({ values }) => values[0]!.readInt32BE()));
+      if (batch.afresh) uncommitted = [];
+      uncommitted.push(...stagedOf(batch, NOTES).map(({ values }) => values[0]!.readInt32BE()));
+      if (batch.complete) ids.push(...uncommitted.splice(0));
       decoder.resume();
     }
   };
@@ -127,6 +132,90 @@ describe('a transaction streamed while it runs', () => {
   });
 });
 
+describe('new rows of a running transaction go ahead of its commit', () => {
+  const rows = (transaction: number, from: number, to: number): Buffer[] =>
+    Array.from({ length: to - from }, (_, index) => within(transaction, row(from + index)));
+  const numbered = (from: number, to: number): number[] =>
+    Array.from({ length: to - from }, (_, index) => from + index);
+
+  it('in parts as large as a batch, and are committed with it', () => {
+    const { decoder, push, takeAll, ids, batches } = open({ rows: 10, ahead: true });
+    push(start(7), ...described(7), ...rows(7, 0, 12), stop);
+    takeAll();
+    expect(batches).toEqual([{ rows: 10, complete: false }]);
+    push(start(7), ...rows(7, 12, 25), stop);
+    takeAll();
+    expect(batches.length).toBe(2);
+    expect(ids).toEqual([]);
+    push(streamCommit(7, 100n));
+    takeAll();
+    expect(ids).toEqual(numbered(0, 25));
+    expect(batches.at(-1)).toEqual({ rows: 5, complete: true });
+    expect(decoder.position).toBe(100n);
+    expect(decoder.full).toBe(false);
+    push(begin(180n), row(50), commit(190n, 0));
+    takeAll();
+    expect(ids.at(-1)).toBe(50);
+  });
+
+  it('are taken back when another transaction commits first, and come again behind it', () => {
+    const { push, takeAll, ids } = open({ rows: 10, ahead: true });
+    push(start(7), ...described(7), ...rows(7, 0, 12), stop);
+    takeAll();
+    push(...describeTable(NOTES), begin(80n), row(50), commit(90n, 0));
+    takeAll();
+    expect(ids).toEqual([50]);
+    push(start(7), ...rows(7, 12, 40), stop);
+    takeAll();
+    push(streamCommit(7, 100n));
+    takeAll();
+    expect(ids).toEqual([50, ...numbered(0, 40)]);
+  });
+
+  it('are taken back when it is rolled back, or was applied before', () => {
+    const { push, takeAll, ids, decoder } = open({ rows: 10, ahead: true, progress: 95n });
+    push(start(7), ...described(7), ...rows(7, 0, 12), stop);
+    takeAll();
+    push(abort(7, 7));
+    takeAll();
+    push(start(8), ...described(8), ...rows(8, 0, 12), stop);
+    takeAll();
+    push(streamCommit(8, 90n));
+    takeAll();
+    expect(ids).toEqual([]);
+    expect(decoder.position).toBe(90n);
+    push(...describeTable(NOTES), begin(180n), row(50), commit(190n, 0));
+    takeAll();
+    expect(ids).toEqual([50]);
+  });
+
+  it('but nothing from a savepoint on, which may yet be rolled back', () => {
+    const { push, takeAll, ids, batches } = open({ rows: 10, ahead: true });
+    push(start(7), ...described(7), ...rows(7, 0, 5), ...rows(8, 5, 20), ...rows(7, 20, 30), stop);
+    takeAll();
+    expect(batches).toEqual([{ rows: 5, complete: false }]);
+    push(abort(7, 8));
+    push(streamCommit(7, 100n));
+    takeAll();
+    expect(ids).toEqual([...numbered(0, 5), ...numbered(20, 30)]);
+  });
+
+  it('and not for long when no more come', () => {
+    const { decoder, push, takeAll, ids } = open({ rows: 10, ahead: true });
+    push(start(7), ...described(7), ...rows(7, 0, 12), stop);
+    takeAll();
+    decoder.tire(60_000);
+    expect(decoder.ready).toBe(false);
+    decoder.tire(-1);
+    expect(decoder.ready).toBe(true);
+    takeAll();
+    expect(decoder.ready).toBe(false);
+    push(streamCommit(7, 100n));
+    takeAll();
+    expect(ids).toEqual(numbered(0, 12));
+  });
+});
+
 describe('the spool', () => {
   it('gives every message back as it came, however large, in order, but for what was rolled back', () => {
     const message = fc.record({
@@ -143,9 +232,18 @@ describe('the spool', () => {
           }
           for (const subtransaction of aborted) spool.abort(subtransaction);
           const kept = bodies.filter((_, index) => !aborted.includes(messages[index]!.subtransaction));
-          const got = [...spool.messages()].map(({ bytes, start: from, end }) =>
-            Buffer.from(bytes.subarray(from, end)),
-          );
+          const read = (): Buffer[] => {
+            const got: Buffer[] = [];
+            for (let next = spool.peek(); next; next = spool.peek()) {
+              spool.take();
+              got.push(Buffer.from(next.bytes.subarray(next.start, next.end)));
+            }
+            return got;
+          };
+          const got = read();
+          expect(spool.waiting).toBe(0);
+          spool.rewind();
+          expect(Buffer.concat(read()).equals(Buffer.concat(got))).toBe(true);
           expect(got.length).toBe(kept.length);
           for (const [index, body] of kept.entries()) {
             expect(got[index]!.equals(Buffer.concat([Buffer.from('I'), body]))).toBe(true);
