@@ -2,7 +2,7 @@ import { loadConfig } from '../config.ts';
 import { EXIT } from '../model/error.ts';
 import { carryOut, closeRegions, makePlan, openRegions, type Plan } from '../pg/setup.ts';
 import type { Context } from './context.ts';
-import { toJson } from './print.ts';
+import { toJson, visible } from './print.ts';
 
 /** Options of `coregent apply`. */
 export interface ApplyOptions {
@@ -69,8 +69,11 @@ function describe({ actions, edges, joins }: Plan): string[] {
   ];
 }
 
-function remark({ message, cure }: Plan['warnings'][number]): string {
-  return [`Warning: ${message}`, ...cure.map(({ region, sql }) => `  in ${region}: ${sql};`)].join('\n');
+function remark({ object, message, cure }: Plan['warnings'][number]): string {
+  const lines = [`Warning: ${object === null ? '' : `${object}: `}${message}`];
+  return [...lines, ...cure.map(({ region, sql }) => `  in ${region}: ${sql};`)]
+    .map((line) => visible(line))
+    .join('\n');
 }
 
 function document({ actions, edges, joins, warnings }: Plan, applied: boolean) {

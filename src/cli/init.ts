@@ -97,9 +97,8 @@ async function lookAt(asked: Asked): Promise<Asked & { look?: Look; error?: Core
       const installed = await readInstalled(client, asked.name);
       const tables = found
         .filter(({ kind }) => kind === 'table' || kind === 'partitioned')
-        .map(({ schema, name, kind, unlogged, key }) => {
-          const obstacle =
-            kind === 'partitioned' ? 'partitioned' : unlogged ? 'unlogged' : key.length === 0 ? 'no primary key' : '';
+        .map(({ schema, name, unlogged, key }) => {
+          const obstacle = unlogged ? 'unlogged' : key.length === 0 ? 'no primary key' : '';
           return { name: `${schema}.${name}`, ...(obstacle ? { obstacle } : {}) };
         });
       return { ...asked, look: { tables, ...(installed ? { id: installed.region.id } : {}) } };

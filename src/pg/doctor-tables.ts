@@ -21,10 +21,10 @@ const list = (select: string): string => `(select coalesce(json_agg(x), '[]') fr
 
 const AROUND = `select
   ${list(`select c.oid::int8 as oid, pg_get_userbyid(c.relowner) as owner, pg_has_role(session_user, c.relowner, 'usage') as member,
-      c.relforcerowsecurity as forced, r.rolsuper or r.rolbypassrls as bypass
-    from pg_class c, pg_roles r where c.oid = any ($1) and r.rolname = session_user`)} as tables,
+      c.relforcerowsecurity and not c.relispartition as forced, r.rolsuper or r.rolbypassrls as bypass
+    from pg_class c, pg_roles r where c.oid = any ($2) and r.rolname = session_user`)} as tables,
   ${list(`select tgrelid::int8 as oid, tgname as name, tgtype & 2 = 2 as before, tgenabled as enabled, pg_get_triggerdef(oid) as definition
-    from pg_trigger where tgrelid = any ($1) and not tgisinternal and tgname not like '~coregent%' and tgenabled <> 'D' order by tgname`)} as triggers,
+    from pg_trigger where tgrelid = any ($2) and tgparentid = 0 and not tgisinternal and tgname not like '~coregent%' and tgenabled <> 'D' order by tgname`)} as triggers,
   ${list(`select ev_class::int8 as oid, rulename as name, ev_enabled as enabled from pg_rewrite
     where ev_class = any ($1) and rulename <> '_RETURN' and ev_enabled <> 'D' order by rulename`)} as rules,
   ${list(`select conrelid::int8 as oid, conname as name from pg_constraint
@@ -38,10 +38,20 @@ const AROUND = `select
 /** What lies around a region's replicated tables: owners, triggers, rules, row security, other replication. */
 export async function examineTables(client: pg.Client, config: Config, here: string): Promise<Finding[]> {
   const found = await findTables(client);
-  const tables = found.filter(({ schema, name, kind }) => ruleFor(config, schema, name) && kind === 'table');
-  if (tables.length === 0) return [];
+  const named = found.filter(
+    ({ schema, name, kind }) => ruleFor(config, schema, name) && (kind === 'table' || kind === 'partitioned'),
+  );
+  if (named.length === 0) return [];
   const tier = await findTier(client);
-  const { rows } = await client.query(AROUND, [tables.map(({ oid }) => oid)]);
+  const oids = named.map(({ oid }) => oid);
+  // Rows are applied to a table as a whole; its partitions have owners and triggers of their own.
+  const { rows: parts } = await client.query(
+    'select p.relid::oid::int8 as oid from unnest($1::oid[]) r (oid) cross join pg_partition_tree(r.oid) p',
+    [oids],
+  );
+  const whole = new Set([...oids, ...parts.map(({ oid }) => Number(oid))]);
+  const tables = found.filter(({ oid }) => whole.has(oid));
+  const { rows } = await client.query(AROUND, [oids, [...whole]]);
   const { rows: session } = await client.query('select session_user as role');
   const around = rows[0] as Around;
   return tables.flatMap((table) => examineTable(table, around, { here, tier, role: session[0].role }));

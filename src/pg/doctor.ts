@@ -1,13 +1,16 @@
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Tier } from '../model/api.ts';
-import { CoregentError, classify, EXIT } from '../model/error.ts';
+import { classify, EXIT } from '../model/error.ts';
 import { findTier } from './applier.ts';
 import { connect } from './connect.ts';
 import { examineServer, unreachable } from './doctor-server.ts';
 import { examineTables } from './doctor-tables.ts';
 import { type Finding, finding } from './findings.ts';
-import { makePlan, type OpenRegion } from './setup.ts';
+import { planRegion } from './install.ts';
+import type { OpenRegion } from './setup.ts';
+import { NO_TABLES, surveyTables } from './tables.ts';
+import type { Warning } from './warning.ts';
 
 /** One region as it was found. */
 export interface Patient {
@@ -82,26 +85,36 @@ function inOrder(findings: readonly Finding[], regions: readonly RegionConfig[])
   return [...findings].sort((a, b) => place(a) - place(b));
 }
 
-/** What `apply` would refuse, for its own reasons. */
+/** What `apply` would refuse or warn of, for its own reasons. */
 async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Finding[]> {
-  try {
-    await makePlan(config, open);
-    return [];
-  } catch (error) {
-    if (!(error instanceof CoregentError) || error.code !== 'refused') throw error;
-    if (!error.faults) return [finding('no_tables', null, null, error.message, error.cure)];
-    return error.faults.map(({ path, message }) => {
-      const [object, region] = path.split(/ in (?=[^ ]*$)/);
-      const [reason, cure] = message.split(/: (?=alter )/);
-      return finding(
-        'table_unfit',
-        region ?? null,
-        object!,
-        reason!,
-        cure ?? 'Mend it as said, or leave the table out of `tables`.',
-      );
-    });
-  }
+  const { tables, faults, warnings } = await surveyTables(config, open);
+  const refused = await Promise.all(
+    open.map(async ({ client, region }): Promise<Finding[]> => {
+      try {
+        await planRegion(client, config, region, []);
+        return [];
+      } catch (thrown) {
+        const { code, message, cure } = classify(thrown, region.name);
+        if (code !== 'refused' && code !== 'schema_too_new') throw thrown;
+        return [finding('region_refused', region.name, null, message, ...(cure ? [cure] : []))];
+      }
+    }),
+  );
+  return [
+    ...refused.flat(),
+    ...(tables.length + faults.length === 0
+      ? [finding('no_tables', null, null, NO_TABLES.message, NO_TABLES.cure)]
+      : []),
+    ...faults.map(({ label, region, message, cure }) => finding('table_unfit', region, label, message, ...cure)),
+    ...warnings.flatMap(ofWarning),
+  ];
+}
+
+function ofWarning({ code, object, message, cure }: Warning): Finding[] {
+  // Each region's own triggers are looked at there.
+  if (code === 'fires_on_apply') return [];
+  if (cure.length === 0) return [finding(code, null, object, message)];
+  return cure.map(({ region, sql }) => finding(code, region, object, message, sql));
 }
 
 /** A server's clock less this machine's, and how far off that may be. */

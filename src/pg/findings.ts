@@ -71,7 +71,20 @@ export const findings = {
     severity: 'blocker',
     doc: 'A table cannot be replicated as it is; `apply` refuses it for the same reason.',
   },
+  region_refused: {
+    severity: 'blocker',
+    doc: 'The database belongs to another region, another cluster or a later version; `apply` refuses it.',
+  },
   no_tables: { severity: 'blocker', doc: 'The configuration names no table of the databases.' },
+  passed_over: {
+    severity: 'notice',
+    doc: 'A glob names something that is no ordinary table, or a partition is named: it is not replicated by itself.',
+  },
+  sequence_collides: {
+    severity: 'warning',
+    doc: 'Several regions number a key or a unique column by sequences that hand out the same numbers.',
+  },
+  large_objects: { severity: 'warning', doc: 'There are large objects, which do not travel.' },
   trigger_fires: { severity: 'warning', doc: 'A trigger of yours fires again where rows are applied.' },
   trigger_changes: {
     severity: 'blocker',

@@ -40,10 +40,11 @@ function warningFor(label: string, column: string, sequences: readonly (Sequence
   const base = ((greatest + HEADROOM) / step + 1n) * step;
   const least = inOrder(sequences.map(({ max }) => max))[0]!;
   const left = least > base ? (least - base) / step : 0n;
-  const several = `${label}: the column ${column} is numbered by a sequence in ${sequences.map(({ region }) => region).join(', ')}, each for itself; equal numbers will be taken for one row`;
+  const several = `the column ${column} is numbered by a sequence in ${sequences.map(({ region }) => region).join(', ')}, each for itself; equal numbers will be taken for one row`;
   if (left === 0n) {
     return {
       code: 'sequence_collides',
+      object: label,
       message: `${several}. Numbers up to ${least} do not suffice to tell the regions apart: make the column bigint, or use uuid`,
       cure: [],
     };
@@ -52,6 +53,7 @@ function warningFor(label: string, column: string, sequences: readonly (Sequence
     least <= 2_147_483_647n ? `; up to ${least} each region then has ${left} numbers left, so think of bigint` : '';
   return {
     code: 'sequence_collides',
+    object: label,
     message: `${several}. Let each count in steps of ${step}${small}`,
     cure: sequences.map(({ region, schema, name }, index) => ({
       region,

@@ -17,96 +17,134 @@ export interface ChosenTable {
   readonly details: readonly Details[];
 }
 
+/** Why a table cannot be replicated as one region has it. */
+export interface TableFault {
+  readonly label: string;
+  readonly region: string;
+  readonly message: string;
+  /** SQL that begins in lower case, or sentences. */
+  readonly cure: readonly string[];
+}
+
 /** What the regions have that the configuration names. */
-export interface Choice {
+export interface Survey {
+  /** Those without faults, so far as one region alone shows them. */
   readonly tables: readonly ChosenTable[];
+  readonly faults: readonly TableFault[];
   readonly warnings: readonly Warning[];
 }
 
 /** The tables that the configuration names, checked in every region. Throws `refused` with every fault at once. */
-export async function chooseTables(config: Config, open: readonly OpenRegion[]): Promise<Choice> {
-  const perRegion = await Promise.all(open.map(async ({ client }) => inspect(client, await findTables(client))));
-  const labels = new Map<string, string>();
-  const warnings: Warning[] = [];
-  const exact = new Set(config.tables.map(({ glob }) => glob));
-  const passed = new Set<string>();
-  for (const { tables } of perRegion) {
-    for (const { table } of tables) {
-      const rule = ruleFor(config, table.schema, table.name);
-      const label = tableLabel(table);
-      if (!rule) continue;
-      if (table.kind === 'partition' && exact.has(label))
-        passed.add(`${label} is a partition: name the table that it is a part of`);
-      else if (table.kind === 'other' && !exact.has(label)) passed.add(`${label} is not an ordinary table`);
-      else if (table.kind !== 'partition') labels.set(label, rule.conflict);
-    }
-  }
-  for (const message of [...passed].sort())
-    warnings.push({ code: 'passed_over', message: `${message}; it is passed over`, cure: [] });
-
-  const faults: Fault[] = [];
-  const chosen: ChosenTable[] = [];
-  for (const [label, rule] of [...labels].sort()) {
-    const found = perRegion.map(({ tables }) => tables.find(({ table }) => tableLabel(table) === label));
-    const before = faults.length;
-    for (const [index, each] of found.entries()) {
-      const message = each
-        ? unfit(each, perRegion[index]!.mayEnable)
-        : 'is missing: create it there too (pg_dump --schema-only), or leave it out of `tables`';
-      if (message) faults.push({ path: `${label} in ${open[index]!.region.name}`, message });
-    }
-    if (faults.length > before) continue;
-    const tables = found.map((each) => each!.table);
-    const [first, ...others] = tables as [FoundTable, ...FoundTable[]];
-    for (const [index, other] of others.entries()) {
-      const message = difference(first, other);
-      if (message)
-        faults.push({
-          path: `${label} in ${open[index + 1]!.region.name}`,
-          message: `${message} (compared with ${open[0]!.region.name})`,
-        });
-    }
-    chosen.push({ label, rule, found: tables, details: found.map((each) => each!.details) });
-  }
-  if (faults.length > 0) {
+export async function chooseTables(config: Config, open: readonly OpenRegion[]): Promise<Omit<Survey, 'faults'>> {
+  const { tables, faults: found, warnings } = await surveyTables(config, open);
+  if (found.length > 0) {
+    const faults = found.map(({ label, region, message, cure }) => ({
+      path: `${label} in ${region}`,
+      message: cure.length === 0 ? message : `${message}: ${cure.join('; ')}`,
+    }));
     throw new CoregentError('refused', listed('these tables cannot be replicated as they are', faults), {
       faults,
       cure: 'Mend each table as it says, or name only the others under `tables` in the configuration.',
     });
   }
-  if (chosen.length === 0) {
-    throw new CoregentError('refused', 'no table of the databases is named under `tables`', {
-      where: config.path,
-      cure: 'Name tables as schema.table; `public.*` is all of the schema public.',
-    });
+  if (tables.length === 0) {
+    throw new CoregentError('refused', NO_TABLES.message, { where: config.path, cure: NO_TABLES.cure });
   }
+  return { tables, warnings };
+}
+
+/** Said where a configuration names nothing that is there. */
+export const NO_TABLES = {
+  message: 'no table of the databases is named under `tables`',
+  cure: 'Name tables as schema.table; `public.*` is all of the schema public.',
+};
+
+/** Looks at the tables that the configuration names in every region. */
+export async function surveyTables(config: Config, open: readonly OpenRegion[]): Promise<Survey> {
+  const perRegion = await Promise.all(open.map(async ({ client }) => inspect(client, await findTables(client))));
   const names = open.map(({ region }) => region.name);
-  for (const { label, details } of chosen) {
-    warnings.push(
-      ...sequenceWarnings(
-        label,
-        names,
-        details.map(({ sequences }) => sequences),
-      ),
-    );
-    const firing = new Set(details.flatMap(({ replicaTriggers }) => replicaTriggers));
-    for (const trigger of [...firing].sort()) {
-      warnings.push({
-        code: 'fires_on_apply',
-        message: `${label}: the trigger ${trigger} is ENABLE ALWAYS or REPLICA, so it fires again in every region for rows that are applied there`,
-        cure: [],
-      });
+  const { labels, warnings } = namedTables(
+    config,
+    perRegion.flatMap(({ tables }) => tables.map(({ table }) => table)),
+  );
+  const faults: TableFault[] = [];
+  const chosen: ChosenTable[] = [];
+  for (const [label, rule] of [...labels].sort()) {
+    const found = perRegion.map(({ tables }) => tables.find(({ table }) => tableLabel(table) === label));
+    const before = faults.length;
+    for (const [index, each] of found.entries()) {
+      const [message, ...cure] = each ? unfit(each, perRegion[index]!.mayEnable) : MISSING;
+      if (message !== undefined) faults.push({ label, region: names[index]!, message, cure });
     }
+    if (faults.length > before) continue;
+    const tables = found.map((each) => each!.table);
+    const [first, ...others] = tables as [FoundTable, ...FoundTable[]];
+    for (const [index, other] of others.entries()) {
+      const [message, ...cure] = difference(first, other);
+      if (message !== undefined) {
+        faults.push({ label, region: names[index + 1]!, message: `${message} (compared with ${names[0]})`, cure });
+      }
+    }
+    chosen.push({ label, rule, found: tables, details: found.map((each) => each!.details) });
   }
+  warnings.push(...chosen.flatMap((table) => tableWarnings(table, names)));
   const withObjects = names.filter((_, index) => perRegion[index]!.largeObjects);
   if (withObjects.length > 0) {
     warnings.push({
       code: 'large_objects',
+      object: null,
       message: `there are large objects in ${withObjects.join(', ')}, which no logical replication of PostgreSQL carries: use bytea columns`,
       cure: [],
     });
   }
-  return { tables: chosen, warnings };
+  return { tables: chosen, faults, warnings };
+}
+
+/** The rule of each table that is named, by label, and what is passed over although it is named. */
+function namedTables(
+  config: Config,
+  tables: readonly FoundTable[],
+): { readonly labels: Map<string, string>; readonly warnings: Warning[] } {
+  const labels = new Map<string, string>();
+  const passed = new Map<string, string>();
+  const exact = new Set(config.tables.map(({ glob }) => glob));
+  for (const table of tables) {
+    const rule = ruleFor(config, table.schema, table.name);
+    const label = tableLabel(table);
+    if (!rule) continue;
+    if (table.kind === 'partition' && exact.has(label))
+      passed.set(label, 'is a partition: name the table that it is a part of');
+    else if (table.kind === 'other' && !exact.has(label)) passed.set(label, 'is not an ordinary table');
+    else if (table.kind !== 'partition') labels.set(label, rule.conflict);
+  }
+  const warnings = [...passed].sort().map(
+    ([object, why]): Warning => ({
+      code: 'passed_over',
+      object,
+      message: `${why}; it is passed over`,
+      cure: [],
+    }),
+  );
+  return { labels, warnings };
+}
+
+function tableWarnings({ label, details }: ChosenTable, regions: readonly string[]): Warning[] {
+  const firing = new Set(details.flatMap(({ replicaTriggers }) => replicaTriggers));
+  return [
+    ...sequenceWarnings(
+      label,
+      regions,
+      details.map(({ sequences }) => sequences),
+    ),
+    ...[...firing].sort().map(
+      (trigger): Warning => ({
+        code: 'fires_on_apply',
+        object: label,
+        message: `the trigger ${trigger} is ENABLE ALWAYS or REPLICA, so it fires again in every region for rows that are applied there`,
+        cure: [],
+      }),
+    ),
+  ];
 }
 
 /** A heading and one line per fault, for people. */
@@ -138,53 +176,99 @@ async function inspect(
   };
 }
 
-/** Why a region's table can't be replicated, and the cure; undefined when it can. */
-function unfit({ table, details }: Inspected, mayEnable: boolean): string | undefined {
+/** Nothing, or what is wrong and then its cures. */
+type Unfit = readonly [] | readonly [what: string, ...cure: string[]];
+
+const MISSING: Unfit = ['is missing', 'Create it there too (pg_dump --schema-only), or leave it out of `tables`.'];
+
+/** Why a region's table can't be replicated. */
+function unfit({ table, details }: Inspected, mayEnable: boolean): Unfit {
   const name = qualified(table.schema, table.name);
-  if (table.kind === 'other') return 'is not an ordinary table';
+  if (table.kind === 'other') return ['is not an ordinary table', 'Leave it out of `tables`.'];
   const unlogged = table.unlogged ? table : details.leaves.find((leaf) => leaf.unlogged);
   if (unlogged) {
-    return `is unlogged, so its changes are not in the WAL: alter table ${qualified(unlogged.schema, unlogged.name)} set logged`;
+    const part = qualified(unlogged.schema, unlogged.name);
+    return ['is unlogged, so its changes are not in the WAL', `alter table ${part} set logged`];
   }
   if (details.relatives.length > 0) {
-    return `inherits from, or is inherited by, ${details.relatives.join(', ')}, so that one row is of several tables: make it a partitioned table, or alter table … no inherit`;
+    return [
+      `inherits from, or is inherited by, ${details.relatives.join(', ')}, so that one row is of several tables`,
+      'Make it a partitioned table, or run: alter table … no inherit …',
+    ];
   }
-  if (table.key.length === 0) return KEY_FAULTS[details.keyFault ?? 'missing'](name);
+  if (table.key.length === 0) {
+    const [what, sql] = KEY_FAULTS[details.keyFault ?? 'missing'];
+    return [what, `alter table ${name} ${sql}`];
+  }
   const late = details.lateTriggers[0];
   if (late !== undefined) {
-    return `has the trigger ${ident(late)}, which fires behind ours and could change a row that is stamped already: alter trigger ${ident(late)} on ${name} rename to ${ident(late.replace(/^~+/, ''))}`;
+    return [
+      `has the trigger ${ident(late)}, which fires behind ours and could change a row that is stamped already`,
+      `alter trigger ${ident(late)} on ${name} rename to ${ident(late.replace(/^~+/, ''))}`,
+    ];
   }
   const recheck = details.rechecks.find(({ always }) => !always);
   if (recheck && !mayEnable) {
-    return `has the DEFERRABLE constraint ${ident(recheck.constraint)}, which PostgreSQL does not hold for rows that are applied: as a superuser, alter table ${qualified(recheck.schema, recheck.name)} enable always trigger ${ident(recheck.trigger)}; or make it NOT DEFERRABLE`;
+    return [
+      `has the DEFERRABLE constraint ${ident(recheck.constraint)}, which PostgreSQL does not hold for rows that are applied`,
+      `alter table ${qualified(recheck.schema, recheck.name)} enable always trigger ${ident(recheck.trigger)}`,
+      'That takes a superuser. Or make the constraint NOT DEFERRABLE.',
+    ];
   }
-  return table.typeFaults.length > 0 ? table.typeFaults.join('; ') : undefined;
+  if (table.typeFaults.length === 0) return [];
+  return [table.typeFaults.join('; ')];
 }
 
-const KEY_FAULTS: Readonly<Record<NonNullable<Details['keyFault']> | 'missing', (name: string) => string>> = {
-  missing: (name) => `has no usable primary key: alter table ${name} add primary key (…), not deferrable`,
-  deferrable: (name) =>
-    `has a DEFERRABLE primary key, which says too late which rows are one: alter table ${name} drop constraint …, add primary key (…)`,
-  generated: (name) =>
-    `has a generated column in its primary key, which does not travel: alter table ${name} drop constraint …, add primary key (…) of other columns`,
-  temporal: (name) =>
-    `has a primary key WITHOUT OVERLAPS, which does not say which rows are one: alter table ${name} drop constraint …, add primary key (…)`,
+const KEY_FAULTS: Readonly<Record<NonNullable<Details['keyFault']> | 'missing', readonly [string, string]>> = {
+  missing: ['has no usable primary key', 'add primary key (…)'],
+  deferrable: [
+    'has a DEFERRABLE primary key, which says too late which rows are one',
+    'drop constraint …, add primary key (…)',
+  ],
+  generated: [
+    'has a generated column in its primary key, which does not travel',
+    'drop constraint …, add primary key (…)',
+  ],
+  temporal: [
+    'has a primary key WITHOUT OVERLAPS, which does not say which rows are one',
+    'drop constraint …, add primary key (…)',
+  ],
 };
 
-/** What makes `b` unfit to hold the rows of `a`; undefined when nothing does. */
-function difference(a: FoundTable, b: FoundTable): string | undefined {
+/** What makes `b` unfit to hold the rows of `a`. */
+function difference(a: FoundTable, b: FoundTable): Unfit {
   const missing = a.columns.find((column) => !b.columns.some((other) => other.name === column.name));
-  if (missing) return `lacks the column ${missing.name}`;
+  if (missing) {
+    const { name, type } = missing;
+    return [`lacks the column ${name}`, `alter table ${qualified(b.schema, b.name)} add column ${ident(name)} ${type}`];
+  }
   const extra = b.columns.find((column) => !a.columns.some((other) => other.name === column.name));
-  if (extra) return `has a further column ${extra.name}`;
+  if (extra) return [`has a further column ${extra.name}`, 'Add it in the other regions, or drop it here.'];
   for (const column of a.columns) {
     const other = b.columns.find((each) => each.name === column.name)!;
-    if (other.type !== column.type) return `has the column ${column.name} as ${other.type}, not ${column.type}`;
+    if (other.type !== column.type) {
+      return [
+        `has the column ${column.name} as ${other.type}, not ${column.type}`,
+        `alter table ${qualified(b.schema, b.name)} alter column ${ident(column.name)} type ${column.type}`,
+      ];
+    }
     const [is, shouldBe] = [b.definitions.get(column.name), a.definitions.get(column.name)];
-    if (is !== shouldBe) return `has the column ${column.name} of another type by that name: ${is}, not ${shouldBe}`;
-    if (other.asText !== column.asText)
-      return `has the column ${column.name} of another version of ${column.type}: alter extension … update`;
+    if (is !== shouldBe) {
+      return [
+        `has the column ${column.name} of another type by that name: ${is}, not ${shouldBe}`,
+        'Make the types alike.',
+      ];
+    }
+    if (other.asText !== column.asText) {
+      return [
+        `has the column ${column.name} of another version of ${column.type}`,
+        'Bring its extension to one version: alter extension … update',
+      ];
+    }
   }
-  if (a.key.join() !== b.key.join()) return `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`;
-  return undefined;
+  if (a.key.join() === b.key.join()) return [];
+  return [
+    `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`,
+    'Give it the same key in every region.',
+  ];
 }

@@ -35,6 +35,11 @@ test('a superuser on sound databases is told only that it is one, and that nothi
     expect(codes(findings)).toEqual(['superuser', 'wal_unbounded']);
     expect(code).toBe(0);
   }
+  const taken = await doctor(cluster, { cluster: 'another' });
+  expect(taken.code).toBe(3);
+  expect(taken.findings.filter((each) => each.code === 'region_refused').map(({ region }) => region)).toEqual(
+    cluster.regions,
+  );
   const { out, code, err } = await cluster.cli('doctor');
   expect({ code, err }).toEqual({ code: 0, err: '' });
   expect(out).toContain(

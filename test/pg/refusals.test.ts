@@ -4,6 +4,19 @@ import { type Cluster, makeCluster } from '../world/cluster.ts';
 
 const TRIGGER = `create function quiet() returns trigger language plpgsql as 'begin return new; end';`;
 
+interface Found {
+  readonly code: string;
+  readonly region: string | null;
+  readonly object: string | null;
+  readonly cure: readonly string[];
+}
+
+/** What doctor says of tables. */
+async function doctor(cluster: Cluster, change: Record<string, unknown> = {}): Promise<Found[]> {
+  const found = JSON.parse((await cluster.cliWith(change, 'doctor', '--json')).out).findings as Found[];
+  return found.filter(({ code }) => code !== 'superuser' && code !== 'wal_unbounded');
+}
+
 async function catalogs(cluster: Cluster): Promise<string[][]> {
   return await Promise.all(
     cluster.regions.map((region) => dumpCatalog(cluster.query.bind(cluster, region), cluster.name)),
@@ -47,6 +60,17 @@ it('B6, B17, C13, D11, D19: what could not be replicated faithfully is refused w
     expect(err).toMatch(fault);
   }
   expect(err).not.toMatch(/public\.(fine|elsewhere|summary) in/);
+  const found = await doctor(cluster);
+  for (const [object, cure] of [
+    ['public.keyless', ['alter table "public"."keyless" add primary key (…)']],
+    ['public.fleeting', ['alter table "public"."fleeting" set logged']],
+    ['public.late; "x"', ['alter trigger "~~x" on "public"."late; ""x""" rename to "x"']],
+    ['public.swept', ['alter table "public"."swept_1" set logged']],
+  ]) {
+    expect(found).toContainEqual(expect.objectContaining({ code: 'table_unfit', region: 'tokyo', object, cure }));
+  }
+  // Not only when nothing is refused.
+  expect(found).toContainEqual(expect.objectContaining({ code: 'passed_over', object: 'public.summary' }));
   expect(await catalogs(cluster)).toEqual(before);
   // Named by itself it is refused; named by a glob it was passed over.
   const named = await cluster.cliWith({ tables: { 'public.fine': {}, 'public.summary': {} } }, 'apply');
@@ -65,15 +89,18 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
       alter table fine enable always trigger noisy;
       create materialized view summary as select 1 as a;
       create table cut (a int primary key) partition by list (a);
-      create table cut_1 partition of cut default`,
+      create table cut_1 partition of cut default;
+      create trigger heard after insert on cut_1 for each row execute function quiet();
+      alter table cut_1 enable replica trigger heard`,
   });
   await cluster.query('frankfurt', 'select lo_create(0)');
   const tables = { 'public.*': {}, 'public.cut_1': {} };
   const { code, err } = await cluster.cliWith({ tables }, 'apply', '--dry-run');
   expect(code).toBe(3);
   expect(err.trim().split('\n')).toEqual([
-    'Warning: public.cut_1 is a partition: name the table that it is a part of; it is passed over',
-    'Warning: public.summary is not an ordinary table; it is passed over',
+    'Warning: public.cut_1: is a partition: name the table that it is a part of; it is passed over',
+    'Warning: public.summary: is not an ordinary table; it is passed over',
+    expect.stringMatching(/^Warning: public\.cut: the trigger heard is ENABLE ALWAYS or REPLICA/),
     expect.stringMatching(/^Warning: public\.fine: the trigger noisy is ENABLE ALWAYS or REPLICA/),
     expect.stringMatching(/^Warning: there are large objects in frankfurt, .*bytea/),
   ]);
@@ -83,7 +110,24 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
     'passed_over',
     'passed_over',
     'fires_on_apply',
+    'fires_on_apply',
     'large_objects',
+  ]);
+  const found = await doctor(cluster, { tables });
+  expect(
+    found.filter(({ region }) => region !== 'frankfurt').map(({ code, region, object }) => [code, region, object]),
+  ).toEqual([
+    ['large_objects', null, null],
+    ['trigger_fires', 'tokyo', 'public.cut_1'],
+    ['trigger_fires', 'tokyo', 'public.fine'],
+    ['passed_over', null, 'public.cut_1'],
+    ['passed_over', null, 'public.summary'],
+  ]);
+  for (const { code, region, cure } of found) if (code === 'trigger_fires') await cluster.query(region!, cure[0]!);
+  expect((await doctor(cluster, { tables })).map(({ code }) => code)).toEqual([
+    'large_objects',
+    'passed_over',
+    'passed_over',
   ]);
 });
 
@@ -98,6 +142,7 @@ it('C11, C12: sequences that would hand out equal numbers are warned of, and the
       create table e (id uuid default gen_random_uuid() primary key)`,
   });
   await cluster.query('frankfurt', `insert into a (v) select 'x' from generate_series(1, 5000)`);
+  const found = await doctor(cluster);
   const { err } = await cluster.cli('apply');
   const warned = err.match(/public\.\w+: the column \w+/g);
   expect(warned).toEqual([
@@ -112,8 +157,12 @@ it('C11, C12: sequences that would hand out equal numbers are warned of, and the
   expect(err).toMatch(/public\.b: the column nr .*up to 32767/);
   const cures = [...err.matchAll(/^ {2}in (\w+): (alter sequence .*;)$/gm)];
   expect(cures).toHaveLength(12);
+  expect(found.map(({ code, region, cure }) => [code, region, `${cure.join()};`]).sort()).toEqual(
+    cures.map(([, region, sql]) => ['sequence_collides', region, sql]).sort(),
+  );
   for (const [, region, sql] of cures) await cluster.query(region!, sql!);
   expect((await cluster.cli('apply')).err).toBe('');
+  expect(await doctor(cluster)).toEqual([]);
   await cluster.startAgents();
   for (const region of cluster.regions) {
     for (let n = 0; n < 20; n++) await cluster.query(region, `insert into a (v) values ($1)`, [region]);
@@ -137,7 +186,7 @@ it('B6: a role that may replicate and is no superuser is told what the superuser
   expect(code).toBe(5);
   for (const region of cluster.regions) {
     const cure = new RegExp(
-      `public\\.a in ${region}: .*as a superuser, (alter table "public"\\."a" enable always trigger "[^"]+")`,
+      `public\\.a in ${region}: .*: (alter table "public"\\."a" enable always trigger "[^"]+"); That takes a superuser`,
     );
     await cluster.query(region, err.match(cure)![1]!);
   }

@@ -248,6 +248,26 @@ describe('columns', () => {
   });
 });
 
+it('D10: COPY takes a list of columns; without one it is refused, and what is written to our columns is not taken', async () => {
+  const copy = (into: string, line: string) => cluster.query('tokyo', `copy ${into} from program 'printf "${line}"'`);
+  await expect(copy('parents', '50\\t1\\n')).rejects.toMatchObject({
+    code: '22P04',
+    message: 'missing data for column "_coregent_version"',
+  });
+  await copy('parents (id, v)', '50\\t1\\n51\\t2\\n');
+  await copy('parents', '52\\t3\\t7\\t7\\n');
+  await cluster.query(
+    'tokyo',
+    'insert into parents select id + 10, v, _coregent_version + 1, 5 from parents where id = 50',
+  );
+  await cluster.converged();
+  expect(await list('frankfurt', 'select id, v from parents where id between 50 and 69')).toBe(
+    '(50,1) (51,2) (52,3) (60,1)',
+  );
+  const odd = 'select count(*)::int from parents where (_coregent_version < 1000 or _coregent_parent <> -1)';
+  expect(await cluster.value('frankfurt', `${odd} and id between 50 and 69`)).toBe(0);
+});
+
 it('D6, D10: savepoints, MERGE and ON CONFLICT at the origin', async () => {
   await transaction(
     'tokyo',
