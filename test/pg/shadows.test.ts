@@ -1,0 +1,142 @@
+import { expect, onTestFinished, test } from 'vitest';
+import type { Tier } from '../../src/model/api.ts';
+import { ident, literal } from '../../src/quote.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+
+async function made(options: Parameters<typeof makeCluster>[0]): Promise<Cluster> {
+  const cluster = await makeCluster(options);
+  onTestFinished(() => cluster[Symbol.asyncDispose]());
+  return cluster;
+}
+
+/**
+ * Namesakes in the schema `S` of whatever `pg_catalog` has: functions and operators of the same arguments, which raise, aggregates
+ * that lie, empty tables and types that are another. Who reaches one by its bare name fails, or is told nonsense.
+ */
+const namesakes = (schema: string): string => `
+  set check_function_bodies = off;
+  create schema ${ident(schema)};
+  grant usage on schema ${ident(schema)} to public;
+  do $do$
+  declare
+    each record;
+  begin
+    for each in select p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid) as arguments, p.prorettype::regtype as result, p.proretset
+        from pg_proc p where p.pronamespace = 'pg_catalog'::regnamespace and p.prokind = 'f' and p.proargmodes is null
+        and not exists (select from unnest(p.proargtypes || nullif(p.prorettype, 'void'::regtype)) a join pg_type t on t.oid = a where t.typtype = 'p')
+    loop
+      execute format('create function ${ident(schema)}.%I(%s) returns %s%s language plpgsql as %L', each.proname, each.arguments,
+        case when each.proretset then 'setof ' else '' end, each.result,
+        format('begin raise exception %L; end', 'shadow of ' || each.proname));
+    end loop;
+    for each in select o.oprname, o.oprleft::regtype as l, o.oprright::regtype as r, p.proname
+        from pg_operator o join pg_proc p on p.oid = o.oprcode where o.oprnamespace = 'pg_catalog'::regnamespace and o.oprkind = 'b'
+        and exists (select from pg_proc mine where mine.pronamespace = ${literal(schema)}::regnamespace
+          and mine.proname = p.proname and mine.proargtypes = p.proargtypes)
+    loop
+      execute format('create operator ${ident(schema)}.%s (leftarg = %s, rightarg = %s, function = ${ident(schema)}.%I)',
+        each.oprname, each.l, each.r, each.proname);
+    end loop;
+    for each in select relname from pg_class where relnamespace = 'pg_catalog'::regnamespace and relkind in ('r', 'v') loop
+      execute format('create table ${ident(schema)}.%I ()', each.relname);
+      execute format('grant all on ${ident(schema)}.%I to public', each.relname);
+    end loop;
+    for each in select typname from pg_type where typnamespace = 'pg_catalog'::regnamespace and typtype = 'b'
+        and typname !~ '^_' and typrelid = 0 loop
+      execute format('create domain ${ident(schema)}.%I as pg_catalog.bool check (false)', each.typname);
+    end loop;
+  end
+  $do$;
+  create aggregate ${ident(schema)}.count(*) (sfunc = pg_catalog.int8inc, stype = pg_catalog.int8, initcond = '1000000');
+  reset check_function_bodies`;
+
+test.each<Tier>(['A', 'C'])(
+  'J1: names that shadow those of PostgreSQL reach nothing of ours, on the path of an application or of our role (tier %s)',
+  async (tier) => {
+    const cluster = await made({
+      regions: 2,
+      tier,
+      tables: `
+        create table items (id int primary key, v text, n numeric(12, 2), email text unique);
+        create table spelled (code numeric primary key, v text);
+        insert into items select n, 'before' from generate_series(1, 20) n`,
+    });
+    const path = `${cluster.role}, public, pg_catalog`;
+    const shadow = async (region: string): Promise<void> => {
+      await cluster.query(region, namesakes(cluster.role));
+      const role = `alter role ${cluster.role} in database %I set search_path = ${path}`;
+      await cluster.query(region, `do $$ begin execute format(${literal(role)}, current_database()); end $$`);
+    };
+    await Promise.all(cluster.regions.map(shadow));
+    await cluster.install();
+    await cluster.startAgents();
+
+    const [tokyo, frankfurt] = await Promise.all(cluster.regions.map((region) => cluster.session(region)));
+    for (const session of [tokyo!, frankfurt!]) await session.query(`set search_path = ${path}`);
+    await expect(tokyo!.query('select now()')).rejects.toThrow('shadow of now');
+    const equals = 'operator(pg_catalog.=)';
+    await tokyo!.query(`insert into items (id, v) select n, 'many' from pg_catalog.generate_series(21, 2000) n`);
+    await tokyo!.query(`insert into spelled values (1.0, 'first'), (2, 'second')`);
+    await cluster.converged();
+    await frankfurt!.query(`update items set v = 'changed' where id ${equals} 1`);
+    await frankfurt!.query(`update items set id = 3000 where id ${equals} 2`);
+    await frankfurt!.query(`delete from items where id ${equals} 3`);
+    await frankfurt!.query(`insert into items (id, v) values (3, 'again')`);
+    await frankfurt!.query(`update spelled set code = 1.00 where code ${equals} 1.0`);
+    await cluster.converged();
+    await tokyo!.query('truncate spelled');
+    await tokyo!.query(`insert into spelled values (2.0, 'again')`);
+    await cluster.converged();
+
+    const told =
+      'select coregent.region(), coregent.version_region(1), coregent.version_time(128) as time, peer from coregent.status';
+    expect((await tokyo!.query(told)).rows).toEqual([
+      { region: 'tokyo', version_region: 'tokyo', time: new Date(0), peer: 'frankfurt' },
+    ]);
+
+    // A conflict, and a row that cannot be applied.
+    for (const region of cluster.regions) await cluster.stopAgent(region);
+    await tokyo!.query(`update items set v = 'of tokyo' where id ${equals} 5`);
+    await frankfurt!.query(`update items set v = 'of frankfurt' where id ${equals} 5`);
+    await frankfurt!.query(`delete from items where id ${equals} 6`);
+    await tokyo!.query(`update items set v = 'of tokyo' where id ${equals} 6`);
+    await tokyo!.query(`update items set email = 'same' where id ${equals} 7`);
+    await frankfurt!.query(`update items set email = 'same' where id ${equals} 8`);
+    await cluster.startAgents();
+    await cluster.confirmed();
+    for (const [session, parked] of [
+      [tokyo!, 8],
+      [frankfurt!, 7],
+    ] as const) {
+      const { rows } = await session.query(`select id, v from items where id operator(pg_catalog.<) 7 order by id`);
+      expect(rows.map(({ id, v }) => `${id} ${v}`)).toEqual([
+        '1 changed',
+        '3 again',
+        '4 before',
+        '5 of frankfurt',
+        '6 of tokyo',
+      ]);
+      expect((await session.query(`select email from items where id ${equals} ${parked}`)).rows).toEqual([
+        { email: null },
+      ]);
+    }
+    const seen = cluster.regions.flatMap((region) => cluster.log(region)).filter(({ level }) => level !== 'debug');
+    expect(seen.filter((line) => JSON.stringify(line).includes('shadow of'))).toEqual([]);
+
+    const conflicts = JSON.parse((await cluster.cli('--json', 'conflicts', 'list')).out);
+    expect(conflicts.conflicts.length).toBeGreaterThan(1);
+    const status = JSON.parse((await cluster.cli('--json', 'status')).out);
+    expect(status.regions).toMatchObject([
+      { state: 'ok', tables: 2, parked: 1, agent: true },
+      { state: 'ok', tables: 2, parked: 1, agent: true },
+    ]);
+    const verified = await cluster.cli('--json', 'verify');
+    expect(verified.code, verified.err).toBe(3);
+    const doctor = JSON.parse((await cluster.cli('--json', 'doctor')).out);
+    expect(JSON.stringify(doctor)).not.toContain('shadow of');
+    expect((await cluster.cli('apply')).code).toBe(0);
+    for (const region of cluster.regions) await cluster.stopAgent(region);
+    const removed = await cluster.cli('remove', '--yes');
+    expect(removed.code, removed.err).toBe(0);
+  },
+);
