@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { AgentProcess, runCli, type Setting } from './agent.ts';
 import type { Processes } from './proc.ts';
 import { DATABASE } from './server.ts';
-import { Pair, type Side } from './side.ts';
+import { eastUrl, Pair, type Side } from './side.ts';
 
 const SLOT = 'coregent_bench_1_2';
 const CONFIG = `
@@ -46,8 +46,14 @@ export class CoregentSide implements Side {
     await runCli(this.#setting, 'apply');
   }
 
-  async start(): Promise<void> {
-    const agent = await AgentProcess.start(this.#setting, 'west', join(this.#folder, 'west.log'), this.#flags);
+  async start(port = this.pair.east.port): Promise<void> {
+    const env = { ...this.#setting.env, EAST_URL: eastUrl(this.pair, port) };
+    const agent = await AgentProcess.start(
+      { ...this.#setting, env },
+      'west',
+      join(this.#folder, 'west.log'),
+      this.#flags,
+    );
     this.#agent = agent;
     await this.pair.streaming(SLOT).catch(async (error) => {
       await agent.check();

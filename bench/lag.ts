@@ -82,10 +82,18 @@ async function lagOf(side: Side, rate: number, range: Range, round: number): Pro
   };
 }
 
-/** Writes in a process of its own, so that reading does not slow writing. */
-async function pace(url: string, rate: number, { after, rows }: Range): Promise<{ seconds: number; commitMs: number }> {
+/** Writes in a process of its own, so that reading does not slow writing. Rejects when it is stopped by the signal. */
+export async function pace(
+  url: string,
+  rate: number,
+  { after, rows }: Range,
+  signal?: AbortSignal,
+): Promise<{ seconds: number; commitMs: number }> {
   const args = [PACER, ...[rate, after, rows, CONNECTIONS].map(String)];
-  const { stdout } = await promisify(execFile)(process.execPath, args, { env: { ...process.env, DATABASE_URL: url } });
+  const { stdout } = await promisify(execFile)(process.execPath, args, {
+    env: { ...process.env, DATABASE_URL: url },
+    ...(signal && { signal }),
+  });
   return JSON.parse(stdout);
 }
 

@@ -2,6 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { measureCatchUp } from './catchup.ts';
 import { CoregentSide } from './coregent.ts';
+import { measureHeal } from './heal.ts';
 import { measureLag } from './lag.ts';
 import { describeMachine } from './machine.ts';
 import { measureIdle } from './memory.ts';
@@ -60,6 +61,7 @@ async function measure(sides: readonly Side[], options: Options, progress: Progr
     ...(wants('lag') ? { lag: await measureLag(sides, options, progress) } : {}),
     ...(wants('writer') ? { writer: await measureWriter(sides, options, progress) } : {}),
     ...(wants('memory') ? { idle: await measureIdle(sides, options, progress) } : {}),
+    ...(wants('heal') ? { heal: await measureHeal(sides, options, progress) } : {}),
   };
 }
 

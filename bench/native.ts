@@ -1,7 +1,7 @@
 import type { Server } from '#coregent/demo/postgres.js';
 import type { Processes } from './proc.ts';
 import { DATABASE } from './server.ts';
-import { Pair, type Side } from './side.ts';
+import { eastUrl, Pair, type Side } from './side.ts';
 
 const EAST_TO_WEST = 'bench_east_west';
 const WEST_TO_EAST = 'bench_west_east';
@@ -53,7 +53,8 @@ export class NativeSide implements Side {
     }
   }
 
-  async start(): Promise<void> {
+  async start(port = this.pair.east.port): Promise<void> {
+    await this.pair.westClient.query(`alter subscription ${EAST_TO_WEST} connection '${eastUrl(this.pair, port)}'`);
     await this.pair.westClient.query(`alter subscription ${EAST_TO_WEST} enable`);
     await this.pair.streaming(EAST_TO_WEST);
   }

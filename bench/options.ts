@@ -1,7 +1,7 @@
 import { parseArgs } from 'node:util';
 
 /** The parts that `--only` chooses from, in the order in which they run. */
-export const PARTS = ['catchup', 'lag', 'writer', 'memory'] as const;
+export const PARTS = ['catchup', 'lag', 'writer', 'memory', 'heal'] as const;
 export type Part = (typeof PARTS)[number];
 
 /** What the command line asks for, defaults filled in. */
@@ -13,6 +13,8 @@ export interface Options {
   readonly rows: number;
   /** Of the catch-up workloads, only these; undefined: all. */
   readonly workloads: readonly string[] | undefined;
+  /** How long the link is cut to see it heal, in s. */
+  readonly partitionSeconds: number;
   /** Shorter runs everywhere. */
   readonly quick: boolean;
   /** Where the results go; undefined: a file named by the date in `bench/results`. */
@@ -30,6 +32,7 @@ export const USAGE = `npm run bench -- [options]
   --rounds <n>                how often everything is measured (3)
   --rows <n>                  rows of the 1-row workloads (200000); others in proportion
   --workloads <list>          of catchup, only these: insert1,insert100,bulk,update1,delete1
+  --partition <s>             how long the link is cut for heal (20)
   --quick                     a shorter run: a fifth of the rows, shorter waits
   --json <file>               where the results go (bench/results/<date>.json)
   --native-streaming <word>   parallel (default), on or off
@@ -45,6 +48,7 @@ export function readOptions(args: readonly string[]): Options {
       rounds: { type: 'string' },
       rows: { type: 'string' },
       workloads: { type: 'string' },
+      partition: { type: 'string' },
       quick: { type: 'boolean', default: false },
       json: { type: 'string' },
       'native-streaming': { type: 'string', default: 'parallel' },
@@ -60,6 +64,7 @@ export function readOptions(args: readonly string[]): Options {
     rounds: count('--rounds', values.rounds, 3),
     rows: count('--rows', values.rows, values.quick ? 40_000 : 200_000),
     workloads: values.workloads?.split(','),
+    partitionSeconds: count('--partition', values.partition, values.quick ? 5 : 20),
     quick: values.quick,
     json: values.json,
     nativeStreaming: values['native-streaming'],

@@ -1,5 +1,6 @@
 import { type Column, table } from '#coregent/cli/print.js';
 import type { CatchUp } from './catchup.ts';
+import type { Heal } from './heal.ts';
 import type { Lag } from './lag.ts';
 import type { Machine } from './machine.ts';
 import type { Idle } from './memory.ts';
@@ -20,6 +21,7 @@ export interface Results {
   readonly lag?: readonly Lag[];
   readonly writer?: WriterPrice;
   readonly idle?: readonly Idle[];
+  readonly heal?: readonly Heal[];
 }
 
 /** The results as tables for people. */
@@ -33,6 +35,7 @@ export function report(results: Results): string {
     ...(results.lag ? [lagTable(results.lag)] : []),
     ...(results.writer ? writerTables(results.writer) : []),
     ...(results.idle ? [idleTable(results.idle)] : []),
+    ...(results.heal ? [healTable(results.heal)] : []),
   ].join('\n\n');
 }
 
@@ -136,6 +139,18 @@ function idleTable(runs: readonly Idle[]): string {
     [{ title: `idle for ${first!.seconds} s` }, { title: 'CPU, % of a core' }, { title: 'WAL bytes', align: 'right' }],
     rows,
   );
+}
+
+function healTable(runs: readonly Heal[]): string {
+  const rows = runs.map(({ side, firstRowMs, caughtUpMs, backlog, rowsPerSecond }) => [
+    side,
+    whole(firstRowMs),
+    whole(caughtUpMs),
+    String(backlog),
+    thousands(rowsPerSecond),
+  ]);
+  const title = `link cut for ${runs[0]!.seconds} s`;
+  return table(right(title, 'first row after ms', 'caught up after ms', 'rows behind', 'rows/s'), rows);
 }
 
 /** The ratio of each round's pair. */

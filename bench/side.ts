@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import type { Server } from '#coregent/demo/postgres.js';
 import type { Processes } from './proc.ts';
-import { open, recreateDatabase, startServer, waitFor } from './server.ts';
+import { DATABASE, open, recreateDatabase, startServer, waitFor } from './server.ts';
 
 export type SideName = 'coregent' | 'native';
 
@@ -11,12 +11,19 @@ export interface Side {
   readonly pair: Pair;
   /** New databases with the tables of `schema` in both, replication set up and stopped. */
   prepare(schema: readonly string[]): Promise<void>;
-  /** Starts what applies in the west. Resolves as soon as the stream has begun. */
-  start(): Promise<void>;
+  /** Starts what applies in the west; it reaches the east by `port`. Resolves as soon as the stream has begun. */
+  start(port?: number): Promise<void>;
   stop(): Promise<void>;
   /** The processes that replicate, by role; only while it runs. */
   processes(): Promise<Processes>;
   close(): Promise<void>;
+}
+
+/** Where a pair's measured database in the east is reached by another port: that of a proxy. */
+export function eastUrl(pair: Pair, port: number): string {
+  const url = new URL(pair.east.url(DATABASE));
+  url.port = String(port);
+  return url.href;
 }
 
 /** Both servers of a side and a connection to the measured database in each. */
