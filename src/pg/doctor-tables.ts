@@ -11,7 +11,7 @@ import { type Finding, finding } from './findings.ts';
 interface Around {
   readonly tables: readonly { oid: number; owner: string; member: boolean; forced: boolean; bypass: boolean }[];
   readonly triggers: readonly { oid: number; name: string; before: boolean; enabled: string; definition: string }[];
-  readonly rules: readonly { oid: number; name: string; enabled: string }[];
+  readonly rules: readonly { oid: number; name: string; enabled: string; bars: boolean }[];
   readonly keys: readonly { oid: number; name: string }[];
   readonly subscriptions: readonly { oid: number; name: string }[];
   readonly publications: readonly { oid: number; name: string }[];
@@ -25,8 +25,8 @@ const AROUND = `select
     from pg_class c, pg_roles r where c.oid = any ($2) and r.rolname = session_user`)} as tables,
   ${list(`select tgrelid::int8 as oid, tgname as name, tgtype & 2 = 2 as before, tgenabled as enabled, pg_get_triggerdef(oid) as definition
     from pg_trigger where tgrelid = any ($2) and tgparentid = 0 and not tgisinternal and tgname not like '~coregent%' and tgenabled <> 'D' order by tgname`)} as triggers,
-  ${list(`select ev_class::int8 as oid, rulename as name, ev_enabled as enabled from pg_rewrite
-    where ev_class = any ($1) and rulename <> '_RETURN' and ev_enabled <> 'D' order by rulename`)} as rules,
+  ${list(`select ev_class::int8 as oid, rulename as name, ev_enabled as enabled, ev_type = '2' as bars from pg_rewrite
+    where ev_class = any ($1) and rulename <> '_RETURN' and (ev_enabled <> 'D' or ev_type = '2') order by rulename`)} as rules,
   ${list(`select conrelid::int8 as oid, conname as name from pg_constraint
     where conrelid = any ($1) and contype = 'f' and not condeferrable order by conname`)} as keys,
   ${list(`select r.srrelid::int8 as oid, s.subname as name from pg_subscription_rel r join pg_subscription s on s.oid = r.srsubid
@@ -100,15 +100,17 @@ function examineTable(
       );
     }
   }
-  for (const { name, enabled } of mine(around.rules)) {
+  for (const { name, enabled, bars } of mine(around.rules)) {
     const when = tier === 'C' || firesInReplica(enabled) ? ', also of what is applied' : '';
     found.push(
       finding(
         'rule',
         here,
         label,
-        `the rule ${name} rewrites what is written${when}`,
-        `alter table ${target} disable rule ${ident(name)}`,
+        bars
+          ? `the rule ${name} is for UPDATE, and so nothing is applied`
+          : `the rule ${name} rewrites what is written${when}`,
+        bars ? `drop rule ${ident(name)} on ${target}` : `alter table ${target} disable rule ${ident(name)}`,
       ),
     );
   }

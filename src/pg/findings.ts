@@ -96,7 +96,7 @@ export const findings = {
   },
   rule: {
     severity: 'warning',
-    doc: 'A rule rewrites what is written to the table: it may hide writes from triggers, or do them twice.',
+    doc: 'A rule rewrites what is written to the table: it may hide writes from triggers, or do them twice. With one for UPDATE, even if it is disabled, PostgreSQL allows no `insert … on conflict`: the table pauses.',
   },
   rls_forced: {
     severity: 'blocker',

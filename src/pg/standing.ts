@@ -22,6 +22,8 @@ export interface Standing {
   readonly label: string;
   /** Why the table cannot take part as its own region has it; undefined when it can. */
   readonly fault: string | undefined;
+  /** Why nothing can be applied to it, though its own rows can travel. */
+  readonly barred: string | undefined;
   /** All that travel, version and parent too. */
   readonly columns: readonly StandingColumn[];
   readonly key: readonly string[];
@@ -51,7 +53,10 @@ select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkin
     join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
     where i.indrelid = c.oid and i.indisprimary and i.indisvalid and i.indimmediate and k.position <= i.indnkeyatts) as key,
   (select json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
-    where a.attrelid = to_regclass('coregent.tomb_' || t.table_id) and a.attnum > 0 and not a.attisdropped) as buried
+    where a.attrelid = to_regclass('coregent.tomb_' || t.table_id) and a.attnum > 0 and not a.attisdropped) as buried,
+  -- One for UPDATE (2) bars every INSERT … ON CONFLICT even if it is disabled, one for INSERT (3) only where it fires.
+  (select min(r.rulename) from pg_rewrite r where r.ev_class = c.oid
+    and (r.ev_type = '2' or r.ev_type = '3' and r.ev_enabled in ('A', 'R'))) as bars
 from coregent.tables t
 left join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on n.nspname = t.schema_name and c.relname = t.table_name
 order by 1`;
@@ -66,6 +71,7 @@ export async function readStandings(client: Queryable): Promise<Standings> {
       id: tableId(row),
       label: `${row.schema}.${row.name}`,
       fault: faultOf(row.kind, columns, key, row.buried ?? {}),
+      barred: row.bars === null ? undefined : `has the rule ${row.bars}, which bars upserts: drop it`,
       columns,
       key,
     };
@@ -98,6 +104,7 @@ export function disagreement(here: Standing | undefined, there: Standing | undef
   if (!there) return 'the peer does not replicate it: run `coregent apply`';
   if (here.fault) return `here it ${here.fault}`;
   if (there.fault) return `at the peer it ${there.fault}`;
+  if (here.barred) return `here it ${here.barred}`;
   const mine = new Map(here.columns.map((column) => [column.name, column]));
   const theirs = new Map(there.columns.map((column) => [column.name, column]));
   const what = [

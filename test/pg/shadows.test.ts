@@ -2,6 +2,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import type { Tier } from '../../src/model/api.ts';
 import { ident, literal } from '../../src/quote.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { until } from '../world/until.ts';
 
 async function made(options: Parameters<typeof makeCluster>[0]): Promise<Cluster> {
   const cluster = await makeCluster(options);
@@ -140,3 +141,80 @@ test.each<Tier>(['A', 'C'])(
     expect(removed.code, removed.err).toBe(0);
   },
 );
+
+/** What the owner of a table would do with more rights than his own; each is refused to the role that applies. */
+const GRABS = [
+  'alter role current_user superuser',
+  'create role grabbed superuser',
+  'grant pg_execute_server_program to current_user',
+  `copy (select 1) to program 'true'`,
+  `perform pg_catalog.pg_read_file('/etc/hostname')`,
+  'perform rolpassword from pg_catalog.pg_authid',
+];
+
+test('J2: what the owner of a table attaches to it runs as a role of few rights, and triggers and rules not at all', async () => {
+  const cluster = await made({
+    regions: 2,
+    tier: 'A',
+    tables:
+      'create table items (id int primary key, v text, n int); create table others (id int primary key, v text); create table witness (who text, what text)',
+    config: { tables: { 'public.items': {}, 'public.others': {} } },
+  });
+  const owner = `${cluster.role}_app`;
+  const grabs = GRABS.map(
+    (grab) => `begin ${grab}; grabbed := ${literal(grab)}; exception when insufficient_privilege then null; end;`,
+  );
+  for (const region of cluster.regions) {
+    const session = await cluster.session(region);
+    await session.query(`set role ${owner}`);
+    await session.query(`
+      grant insert on witness to public;
+      create function grab() returns trigger language plpgsql as $$
+        begin insert into public.witness values (current_user, tg_name); return new; end $$;
+      create trigger plain before insert or update on items for each row execute function grab();
+      create function checked(v text) returns boolean language plpgsql as $$
+        declare grabbed text;
+        begin
+          ${grabs.join('\n          ')}
+          insert into public.witness values (current_user, 'check');
+          if grabbed is not null then raise exception '% was granted to %', grabbed, current_user; end if;
+          return true;
+        end $$;
+      alter table items add check (public.checked(v));
+      create rule also as on insert to items where new.id > 100 do also insert into public.witness values (current_user, 'rule')`);
+  }
+  await cluster.install();
+  await cluster.startAgents();
+  const app = await cluster.session('tokyo');
+  await app.query(`set role ${owner}`);
+  await app.query(`insert into items values (1, 'x', 1)`);
+  await app.query('truncate public.witness');
+  await cluster.converged();
+  await app.query(`insert into items values (101, 'x', 1)`);
+  await app.query('update items set n = 2 where id = 1');
+  await cluster.converged();
+  const { rows } = await cluster.query('frankfurt', 'select distinct who, what from witness order by what');
+  expect(rows).toEqual([{ who: cluster.role, what: 'check' }]);
+  expect(await cluster.value('frankfurt', 'select count(*)::int from coregent.parked')).toBe(0);
+  const { rows: seen } = await cluster.query('tokyo', 'select distinct who, what from witness order by what');
+  expect(seen).toEqual(['check', 'plain', 'rule'].map((what) => ({ who: owner, what })));
+
+  // A rule for updates bars upserts even where it does not fire: that table pauses, no other, until it is gone.
+  await cluster.query('frankfurt', 'create rule halt as on update to items where false do instead nothing');
+  await app.query(`insert into items values (102, 'x', 1)`);
+  await app.query(`insert into others values (1, 'goes on')`);
+  await until(() => cluster.value('frankfurt', 'select v from others where id = 1'), {
+    what: 'a row of another table',
+    deadlineMs: 30_000,
+  });
+  expect(cluster.peer('frankfurt', 'tokyo').paused).toMatchObject([
+    { table: 'public.items', reason: expect.stringContaining('the rule halt') },
+  ]);
+  await cluster.query('frankfurt', 'drop rule halt on items');
+  await until(() => cluster.value('frankfurt', 'select v from items where id = 102'), {
+    what: 'the row that was passed over',
+    deadlineMs: 30_000,
+  });
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from coregent.parked')).toBe(0);
+});
