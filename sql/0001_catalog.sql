@@ -30,6 +30,8 @@ create table coregent.tables (
   rule text not null,
   -- Changes when the stamping functions must be made anew.
   stamp text not null,
+  -- The greatest version of a delete that this region has forgotten because every region had confirmed it.
+  reaped bigint not null default 0,
   unique (schema_name, table_name)
 );
 

@@ -33,6 +33,10 @@ export const events = {
     doc: 'A slot kept more than slots.max_wal and was dropped; its peer joins when it is back.',
   },
   'slot.unguarded': { level: 'warn', doc: 'The slots of this region could not be looked at; tried again.' },
+  'region.promoted': {
+    level: 'warn',
+    doc: 'This region’s server was promoted; everything of every peer is joined again.',
+  },
   'peer.rejoining': { level: 'warn', doc: 'The peer’s slot is made anew, and all its rows are joined again.' },
   'table.paused': {
     level: 'warn',

@@ -8,13 +8,14 @@ import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
+import { knowSelf } from '../pg/self.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
 import { takeLock } from './lock.ts';
 import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
-
 import { guardSlots } from './slots.ts';
+
 /** A running agent. */
 export interface Agent {
   /** Where its HTTP API listens; undefined without one. */
@@ -188,6 +189,7 @@ class RunningAgent implements Agent {
         },
       });
       if (!(await Promise.race([lead, lost]))) return;
+      if (await knowSelf(local, this.#config, here)) this.#log.event('region.promoted');
       const clock = new DatabaseClock();
       await clock.read(local);
       const ask = inTurn();

@@ -170,9 +170,7 @@ export class Peer {
       const anew = (reason: string): void => log.event('peer.rejoining', { peer: name, slot, reason });
       // What follows may rightly take long; whether the peer still answers at all is asked apart from it.
       vigil = regularly(PROBE_TIMEOUT_MS, () => answers(this.#region), ended);
-      const start = await ended.wait(
-        findStart({ apply, control, replication, slot, peer: this.#region, cluster, anew }),
-      );
+      const start = await ended.wait(findStart({ apply, control, slot, here, peer: this.#region, cluster, anew }));
       const marked = await useOrigin(apply, this.#slot);
       const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';
       this.link.tier = tier;

@@ -2,9 +2,9 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { type Table, tombstoneName, VERSION } from '../model/table.ts';
+import { type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { pause } from '../pause.ts';
-import { barrier } from '../pg/barrier.ts';
+import { BARRIER_PATIENCE_MS, barrier, writersEnded } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { owesAnything } from '../pg/paused.ts';
@@ -58,7 +58,7 @@ async function forgetConflicts(local: pg.Client, retentionMs: number): Promise<v
 /**
  * One round. A tombstone may go once no older write of its key can arrive any more (causal stability):
  * 1. every region has applied all that any region had committed when the tombstone was seen, so all know the delete;
- * 2. this region has applied all that any region had committed after that, so nothing written in ignorance is in flight.
+ * 2. all that was being written then has ended, and every region has applied it: nothing written in ignorance is in flight.
  * Both are the same barrier, passed twice. By age alone nothing ever goes. Returns how many were removed.
  */
 async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Promise<number> {
@@ -78,6 +78,12 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
       clients.push({ region, client: await connect(region.url, region.name, { purpose: `barrier ${here.name}` }) });
     }
     await barrier(config, clients, signal);
+    for (const { client, region } of clients) {
+      if (await writersEnded(client, { signal, patienceMs: BARRIER_PATIENCE_MS })) continue;
+      throw new CoregentError('peer_behind', `a transaction of ${region.name} is open for long`, {
+        where: region.name,
+      });
+    }
     await barrier(config, clients, signal);
     // A barrier only says what was received: rows and deletes that were passed over are yet to be joined, deletes among them.
     for (const { client, region } of clients) {
@@ -108,9 +114,15 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
     await apply.query(
       `delete from ${target} t using ${tombstones(table)} x where ${onKey} and t.${ident(VERSION)} <= x.${ident(VERSION)}`,
     );
-    const { rowCount } = await apply.query(`delete from ${tombstones(table)} x where ${stable}`, [horizon]);
+    const { rows } = await apply.query(
+      `with gone as (delete from ${tombstones(table)} x where ${stable} returning x.${ident(VERSION)} as version),
+        told as (update coregent.tables set reaped = greatest(reaped, (select max(version) from gone))
+          where table_id = $2 and exists (select from gone))
+        select count(*)::int as gone from gone`,
+      [horizon, tableId(table)],
+    );
     await apply.query('commit');
-    return rowCount ?? 0;
+    return rows[0].gone;
   } catch (error) {
     await apply.query('rollback').catch(() => {});
     throw error;

@@ -3,12 +3,15 @@ import type { RegionConfig } from '../config.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { type Table, tableId } from '../model/table.ts';
-import { pause } from '../pause.ts';
+import { writersEnded } from '../pg/barrier.ts';
+import { slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import type { ForeignKeys } from '../pg/foreign.ts';
 import { joinTable } from '../pg/join.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { type Owed, readOwed, settleOwed, tellJoining } from '../pg/paused.ts';
+import { type Owed, owesOwn, readOwed, settleOwed, tellJoining } from '../pg/paused.ts';
+import { pruneForgotten } from '../pg/prune.ts';
+import { knowsSelf } from '../pg/self.ts';
 import { Store } from '../pg/store.ts';
 import { prepareTargets } from '../pg/target.ts';
 import type { Batch } from '../pipe/batch.ts';
@@ -33,8 +36,6 @@ interface RejoinOptions {
   readonly signal: AbortSignal;
 }
 
-/** How often it is looked whether a peer's transactions have ended, in ms. */
-const ENDED_POLL_MS = 100;
 /** The catalog is told of so many more rows at a time. */
 const TOLD_ROWS = 50_000;
 
@@ -107,7 +108,12 @@ export class Rejoin {
       }
       return;
     }
-    await everyoneEnded(peer, signal);
+    // A promoted or restored region first finds out what it should have deleted: else its deleted rows would be joined from here.
+    if (!owed.own && !(await knowsSelf(peer))) return;
+    if (!owed.own && (await owesOwn(peer, slotName(context.config.cluster, here.id, region.id), owed.id))) return;
+    // A walsender sends a commit a moment before others can see it (much longer where it waits for a synchronous standby),
+    // and a copy must see all that was passed over. Making a slot waits alike.
+    if (!(await writersEnded(peer, { signal }))) return;
     const apply = await connect(here.localUrl, here.name, {
       purpose: `rejoin ${here.name} from ${region.name}`,
       applies: true,
@@ -145,6 +151,7 @@ export class Rejoin {
           tellJoining(context.local, slot, owed.id, rows).catch(() => {});
         },
       });
+      if (owed.own) await pruneForgotten(peer, apply, target!.staging.table);
       if (await settleOwed(context.local, slot, owed)) {
         log.event('table.resumed', {
           peer: region.name,
@@ -161,21 +168,5 @@ export class Rejoin {
           .catch(() => {});
       }
     }
-  }
-}
-
-/**
- * Waits until every transaction that runs at the peer now has ended: a walsender sends a commit a moment before others can see it
- * (much longer where it waits for a synchronous standby), and a copy must see all that was passed over. Making a slot waits alike.
- */
-async function everyoneEnded(peer: pg.Client, signal: AbortSignal): Promise<void> {
-  const { rows } = await peer.query('select pg_snapshot_xmax(pg_current_snapshot())::text as next');
-  const next = rows[0].next as string;
-  for (;;) {
-    const { rows: now } = await peer.query('select pg_snapshot_xmin(pg_current_snapshot()) >= $1::xid8 as ended', [
-      next,
-    ]);
-    if (now[0].ended || signal.aborted) return;
-    await pause(ENDED_POLL_MS, signal);
   }
 }

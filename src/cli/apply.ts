@@ -1,5 +1,6 @@
 import { loadConfig } from '../config.ts';
-import { EXIT } from '../model/error.ts';
+import { CoregentError, EXIT } from '../model/error.ts';
+import { acceptRestored } from '../pg/self.ts';
 import { carryOut, closeRegions, makePlan, openRegions, type Plan } from '../pg/setup.ts';
 import type { Context } from './context.ts';
 import { toJson, visible } from './print.ts';
@@ -7,13 +8,22 @@ import { toJson, visible } from './print.ts';
 /** Options of `coregent apply`. */
 export interface ApplyOptions {
   readonly dryRun?: boolean;
+  /** A region that was restored from a backup, or moved to another server. */
+  readonly restored?: string;
 }
 
 /** `coregent apply`: brings every region to what the file says. With --dry-run it prints the plan and changes nothing. */
-export async function run({ dryRun }: ApplyOptions, context: Context): Promise<number> {
+export async function run({ dryRun, restored }: ApplyOptions, context: Context): Promise<number> {
   const config = await loadConfig(context.config, context.env);
   const open = await openRegions(config, 'apply');
   try {
+    if (restored !== undefined && dryRun) throw new CoregentError('usage', '--restored has no --dry-run');
+    if (restored !== undefined) {
+      await acceptRestored(config, open, restored);
+      if (context.json) context.out(toJson({ schema_version: 1, restored }));
+      else context.out(`${restored}: accepted; agents join everything both ways, as \`coregent status\` shows`);
+      return EXIT.ok;
+    }
     const plan = await makePlan(config, open);
     const steps = describe(plan);
     const changed = steps.length > 0;

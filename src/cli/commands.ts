@@ -80,7 +80,13 @@ export const commands: readonly CommandRow[] = [
   {
     name: 'apply',
     summary: 'bring every region to what the file says; repeatable, safe on tables with data and live writes',
-    options: [{ flags: '--dry-run', help: 'print the plan and change nothing; exit 3 when there are changes' }],
+    options: [
+      { flags: '--dry-run', help: 'print the plan and change nothing; exit 3 when there are changes' },
+      {
+        flags: '--restored <region>',
+        help: 'this region was restored or moved, and its old server is gone: join everything both ways',
+      },
+    ],
     example: 'coregent apply --dry-run',
     load: () => import('./apply.ts'),
   },

@@ -13,7 +13,7 @@ export interface StatusOptions {
   readonly watch?: number | true;
 }
 
-/** `coregent status`: regions, links, lag, slots and conflicts, asked of the databases themselves. 4 when one cannot be reached. */
+/** `coregent status`: regions, links, lag, slots and conflicts, asked of the databases themselves. 4 when one cannot be reached, 5 when one is refused. */
 export async function run({ watch }: StatusOptions, context: Context): Promise<number> {
   const config = await loadConfig(context.config, context.env);
   const show = async (): Promise<Report> => {
@@ -34,7 +34,8 @@ export async function run({ watch }: StatusOptions, context: Context): Promise<n
       report = await show();
     }
   }
-  return report.regions.some(({ state }) => state === 'unreachable') ? EXIT.unreachable : EXIT.ok;
+  const is = (state: string): boolean => report.regions.some((region) => region.state === state);
+  return is('unreachable') ? EXIT.unreachable : is('refused') ? EXIT.refused : EXIT.ok;
 }
 
 /** The report for people. */
@@ -65,7 +66,10 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
   ]);
   const faults = regions
     .filter(({ error }) => error)
-    .map(({ region, error }) => `${region}: ${visible(error!.message)} (${error!.code})`);
+    .flatMap(({ region, state, error }) => [
+      `${region}: ${visible(error!.message)} (${error!.code})`,
+      ...(state === 'refused' ? [`  ${visible(error!.cure)}`] : []),
+    ]);
   const lesser = [...new Set(regions.flatMap(({ tier }) => (tier && tier !== 'A' ? [tier] : [])))].sort();
   return [
     `cluster ${cluster}`,

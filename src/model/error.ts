@@ -60,7 +60,7 @@ export const errors = {
   peer_identity: {
     exit: 5,
     retry: 'never',
-    cure: 'The url reaches another server than before; check it, then run `coregent apply`.',
+    cure: 'The url reaches another server than before; check it. After a restore, run `coregent apply --restored REGION`.',
   },
   peer_behind: {
     exit: 4,

@@ -2,12 +2,15 @@ import type { Config } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
 import { pause } from '../pause.ts';
 import { slotName } from './catalog.ts';
+import type { Queryable } from './connect.ts';
 import type { OpenRegion } from './setup.ts';
 
 /** How often a barrier looks whether the slots have passed it, in ms. */
 const BARRIER_POLL_MS = 500;
+/** How often it is looked whether a server's transactions have ended, in ms. */
+const ENDED_POLL_MS = 100;
 /** A barrier that takes longer is given up: a region is away, or its agent does not run. */
-const BARRIER_PATIENCE_MS = 60_000;
+export const BARRIER_PATIENCE_MS = 60_000;
 
 /** Waits until every region has durably applied all that every other had committed when it was called. */
 export async function barrier(config: Config, open: readonly OpenRegion[], signal?: AbortSignal): Promise<void> {
@@ -30,5 +33,22 @@ export async function barrier(config: Config, open: readonly OpenRegion[], signa
       }
       await pause(BARRIER_POLL_MS, signal);
     }
+  }
+}
+
+/** Waits until every transaction that writes at a server now has ended; false when the signal came or patience (in ms) ended first. */
+export async function writersEnded(
+  client: Queryable,
+  { signal, patienceMs = Number.POSITIVE_INFINITY }: { readonly signal: AbortSignal; readonly patienceMs?: number },
+): Promise<boolean> {
+  const deadline = performance.now() + patienceMs;
+  const { rows } = await client.query('select pg_snapshot_xmax(pg_current_snapshot())::text as next');
+  for (;;) {
+    const { rows: now } = await client.query('select pg_snapshot_xmin(pg_current_snapshot()) >= $1::xid8 as ended', [
+      rows[0].next,
+    ]);
+    if (now[0].ended) return true;
+    if (signal.aborted || performance.now() > deadline) return false;
+    await pause(ENDED_POLL_MS, signal);
   }
 }

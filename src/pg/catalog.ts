@@ -144,21 +144,6 @@ export async function readTables(client: pg.Client, where: string): Promise<Tabl
   );
 }
 
-/** Who a server is. LSNs are only comparable between equal identities (PostgreSQL, IDENTIFY_SYSTEM). */
-export interface ServerIdentity {
-  readonly systemIdentifier: string;
-  readonly timeline: number;
-}
-
-/** Reads the server's identity over an ordinary connection. */
-export async function readIdentity(client: pg.Client): Promise<ServerIdentity> {
-  const { rows } = await client.query(
-    `select (select system_identifier::text from pg_control_system()) as system,
-      (select timeline_id from pg_control_checkpoint()) as timeline`,
-  );
-  return { systemIdentifier: rows[0].system, timeline: rows[0].timeline };
-}
-
 /** The slot at `peer` from which `puller` reads; also the name of the replication origin at `puller`. */
 export function slotName(cluster: string, peer: number, puller: number): string {
   return `coregent_${cluster

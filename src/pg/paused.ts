@@ -143,6 +143,15 @@ export async function oweAll(
   );
 }
 
+/** Whether a region that was restored has yet to join this table by this slot. */
+export async function owesOwn(client: Queryable, slot: string, id: string): Promise<boolean> {
+  const { rows } = await client.query(
+    'select exists (select from coregent.paused where slot = $1 and table_id = $2 and own) as owes',
+    [slot, id],
+  );
+  return rows[0].owes;
+}
+
 /** Whether a region owes anything of any peer, or a table was not joined yet: then no region may forget a delete. */
 export async function owesAnything(client: Queryable): Promise<boolean> {
   const { rows } = await client.query(

@@ -3,14 +3,16 @@ import type { Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { findTier } from './applier.ts';
 import { readInstalled, slotName } from './catalog.ts';
-import { connect } from './connect.ts';
+import { connect, drop } from './connect.ts';
+import { readFollowed, readIdentity, readKnown, type ServerIdentity, strangeness, stranger } from './identity.ts';
 import { type Paused, readPaused } from './paused.ts';
 
 /** One region as `status` finds it. */
 export interface RegionReport {
   readonly region: string;
   readonly id: number;
-  readonly state: 'ok' | 'not installed' | 'unreachable';
+  /** `refused`: it is not the server that it was; see `error`. */
+  readonly state: 'ok' | 'not installed' | 'unreachable' | 'refused';
   /** PostgreSQL's version, such as `18.4`. */
   readonly version: string | null;
   /** What the role of the region's url may do. */
@@ -22,7 +24,7 @@ export interface RegionReport {
   readonly parked: number | null;
   /** Tables of a peer that pause here, or are being joined. */
   readonly paused: readonly Paused[] | null;
-  readonly error: { readonly code: string; readonly message: string } | null;
+  readonly error: { readonly code: string; readonly message: string; readonly cure: string } | null;
 }
 
 /** One direction: what `from` wrote and `to` has not yet. Null where `from` could not be asked. */
@@ -50,21 +52,47 @@ export interface Report {
 const TIMEOUT_MS = 3_000;
 const LOCK_CLASS = 0x636f7265;
 
+/** What one region's database answered. */
+interface Asked {
+  readonly report: RegionReport;
+  readonly links: LinkReport[];
+  /** Undefined where that could not be asked. */
+  readonly is?: ServerIdentity;
+  /** Which servers its agent took itself and its peers for, by region. */
+  readonly was?: ReadonlyMap<string, ServerIdentity>;
+}
+
 /** Asks every region's database. A region that does not answer is in the report, not an error. */
 export async function makeReport(config: Config): Promise<Report> {
   const each = await Promise.all(config.regions.map((region) => reportRegion(config, region)));
   return {
     cluster: config.cluster,
     at: new Date().toISOString(),
-    regions: each.map(({ report }) => report),
+    regions: await Promise.all(each.map((asked, index) => refused(asked, each, config.regions[index]!))),
     links: each.flatMap(({ links }) => links),
   };
 }
 
-async function reportRegion(
-  config: Config,
-  region: RegionConfig,
-): Promise<{ report: RegionReport; links: LinkReport[] }> {
+/** The report of a region, as its peers see it too. */
+async function refused({ report, is }: Asked, all: readonly Asked[], region: RegionConfig): Promise<RegionReport> {
+  const followed = all.flatMap(({ was }) => was?.get(region.name) ?? []);
+  if (!is || !followed.some((was) => strangeness(was, is) !== undefined)) return report;
+  try {
+    // Its peers were asked at the same time, and may have heard of what it wrote a moment later.
+    const client = await connect(region.url, region.name, { purpose: 'status', timeoutMs: TIMEOUT_MS });
+    const now = await readIdentity(client).finally(() => drop(client));
+    for (const was of followed) {
+      const why = strangeness(was, now);
+      if (why !== undefined) throw stranger(region.name, why);
+    }
+    return report;
+  } catch (thrown) {
+    const { code, message, cure } = classify(thrown, region.name);
+    return { ...report, state: code === 'peer_identity' ? 'refused' : 'unreachable', error: { code, message, cure } };
+  }
+}
+
+async function reportRegion(config: Config, region: RegionConfig): Promise<Asked> {
   const unknown = { version: null, tier: null, agent: null, tables: null, conflicts: null, parked: null, paused: null };
   const links = (state: LinkReport['state']): LinkReport[] =>
     config.regions
@@ -82,13 +110,13 @@ async function reportRegion(
   try {
     client = await connect(region.url, region.name, { purpose: 'status', timeoutMs: TIMEOUT_MS });
   } catch (thrown) {
-    const { code, message } = classify(thrown, region.name);
+    const { code, message, cure } = classify(thrown, region.name);
     const report = {
       region: region.name,
       id: region.id,
       state: 'unreachable' as const,
       ...unknown,
-      error: { code, message },
+      error: { code, message, cure },
     };
     return { report, links: links('unknown') };
   }
@@ -102,7 +130,7 @@ async function reportRegion(
         state: 'not installed' as const,
         ...unknown,
         version: version[0].server_version,
-        error: { code: missing.code, message: missing.message },
+        error: { code: missing.code, message: missing.message, cure: missing.cure },
       };
       return { report, links: links('missing') };
     }
@@ -123,7 +151,17 @@ async function reportRegion(
       where s.database = current_database()`,
     );
     const found = new Map(slots.map((slot) => [slot.slot_name as string, slot]));
+    const is = await readIdentity(client);
+    const was = new Map<string, ServerIdentity>();
+    const known = await readKnown(client);
+    if (known) was.set(region.name, { ...is, ...known });
+    for (const peer of config.regions) {
+      const followed = await readFollowed(client, slotName(config.cluster, peer.id, region.id));
+      if (followed) was.set(peer.name, followed);
+    }
     return {
+      is,
+      was,
       report: {
         region: region.name,
         id: region.id,
@@ -148,13 +186,13 @@ async function reportRegion(
       }),
     };
   } catch (thrown) {
-    const { code, message } = classify(thrown, region.name);
+    const { code, message, cure } = classify(thrown, region.name);
     const report = {
       region: region.name,
       id: region.id,
       state: 'unreachable' as const,
       ...unknown,
-      error: { code, message },
+      error: { code, message, cure },
     };
     return { report, links: links('unknown') };
   } finally {

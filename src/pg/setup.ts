@@ -7,9 +7,11 @@ import { qualified } from '../quote.ts';
 import { readInstalled, readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
+import { readFollowed, readIdentity } from './identity.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
+import { refuseStrangers } from './self.ts';
 import { Store } from './store.ts';
 import { chooseTables, listed } from './tables.ts';
 import { prepareTargets } from './target.ts';
@@ -58,8 +60,9 @@ export interface Plan {
   readonly warnings: readonly Warning[];
 }
 
-/** Finds out what separates the regions from the configuration. Changes nothing. */
+/** Finds out what separates the regions from the configuration. Changes nothing. Throws `peer_identity` and `refused`. */
 export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
+  await refuseStrangers(config, open);
   const { tables: chosen, warnings } = await chooseTables(config, open);
   const actions: Action[] = [];
   for (const [index, { region, client }] of open.entries()) {
@@ -89,13 +92,17 @@ function edgesOf(config: Config, open: readonly OpenRegion[]): Edge[] {
 }
 
 async function edgeIsWhole({ from, to, slot }: Edge): Promise<boolean> {
+  if (!(await readInstalled(to.client, to.region.name))) return false;
+  const followed = await readFollowed(to.client, slot);
+  if (!followed) return false;
+  // Of a promoted server more is to be made up than a slot, in an order that its agent and the other one keep.
+  const now = await readIdentity(from.client);
+  if (followed.systemIdentifier === now.systemIdentifier && followed.timeline < now.timeline) return true;
   const { rows: slots } = await from.client.query(
     `select coalesce(wal_status, '') <> 'lost' as usable from pg_replication_slots where slot_name = $1 and database = current_database()`,
     [slot],
   );
-  if (!slots[0]?.usable || !(await readInstalled(to.client, to.region.name))) return false;
-  const { rows } = await to.client.query(`select 1 from coregent.progress where slot = $1`, [slot]);
-  return rows.length > 0;
+  return slots[0]?.usable === true;
 }
 
 /** Told what `apply` is doing. */
