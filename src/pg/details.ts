@@ -11,8 +11,8 @@ export interface Part {
 /** One partition that holds rows. */
 export interface Leaf extends Part {
   readonly unlogged: boolean;
-  /** Whether our TRUNCATE trigger is there: it is not inherited as row triggers are. */
-  readonly truncates: boolean;
+  /** What our TRUNCATE trigger calls; null where there is none, since it is not inherited as row triggers are. */
+  readonly truncates: string | null;
 }
 
 /** What keeps a DEFERRABLE unique or exclusion constraint of a table or of one of its partitions: a trigger of the server's own. */
@@ -40,6 +40,8 @@ export interface Details {
   readonly relatives: readonly string[];
   /** Why its primary key, if it has one, can't be used. */
   readonly keyFault: 'deferrable' | 'generated' | 'temporal' | undefined;
+  /** Columns of the primary key whose collation takes different texts for one, and that collation's locale. */
+  readonly folded: Readonly<Record<string, string>>;
   readonly rechecks: readonly Recheck[];
   /** BEFORE row triggers of the application that fire behind ours: they could change a row that is stamped already. */
   readonly lateTriggers: readonly string[];
@@ -52,7 +54,7 @@ export interface Details {
 const FIND = `
 select c.oid,
   (select coalesce(json_agg(json_build_object('schema', ln.nspname, 'name', l.relname, 'unlogged', l.relpersistence <> 'p',
-      'truncates', exists (select from pg_trigger g where g.tgrelid = l.oid and g.tgname = $1 and g.tgenabled = 'O')) order by ln.nspname, l.relname), '[]')
+      'truncates', (select f.proname from pg_trigger g join pg_proc f on f.oid = g.tgfoid where g.tgrelid = l.oid and g.tgname = $1 and g.tgenabled = 'O')) order by ln.nspname, l.relname), '[]')
     from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid join pg_namespace ln on ln.oid = l.relnamespace
     where p.isleaf and p.relid <> c.oid) as leaves,
   (select coalesce(json_agg(r.oid::regclass::text order by 1), '[]')
@@ -61,6 +63,10 @@ select c.oid,
   (select case when not i.indimmediate then 'deferrable' when i.indisexclusion then 'temporal'
       when exists (select from pg_attribute a where a.attrelid = c.oid and a.attnum = any (i.indkey) and a.attgenerated <> '') then 'generated' end
     from pg_index i where i.indrelid = c.oid and i.indisprimary) as key_fault,
+  (select coalesce(json_object_agg(a.attname, coalesce(to_jsonb(co) ->> 'colllocale', to_jsonb(co) ->> 'colliculocale', to_jsonb(co) ->> 'collcollate')), '{}')
+    from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+    join pg_collation co on co.oid = a.attcollation and not co.collisdeterministic
+    where i.indrelid = c.oid and i.indisprimary) as folded,
   (select coalesce(json_agg(json_build_object('schema', rn.nspname, 'name', r.relname, 'constraint', o.conname, 'trigger', g.tgname, 'always', g.tgenabled = 'A') order by rn.nspname, r.relname, o.conname), '[]')
     from mine m join pg_class r on r.oid = m.oid join pg_namespace rn on rn.oid = r.relnamespace
     join pg_constraint o on o.conrelid = m.oid and o.contype in ('u', 'x') and o.condeferrable
@@ -108,6 +114,7 @@ export async function findDetails(client: pg.Client, oids: readonly number[]): P
         leaves: row.leaves,
         relatives: row.relatives,
         keyFault: row.key_fault ?? undefined,
+        folded: row.folded,
         rechecks: row.rechecks,
         lateTriggers: row.late_triggers,
         replicaTriggers: row.replica_triggers,

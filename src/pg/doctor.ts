@@ -10,6 +10,7 @@ import { type Finding, finding } from './findings.ts';
 import { planRegion } from './install.ts';
 import type { OpenRegion } from './setup.ts';
 import { NO_TABLES, surveyTables } from './tables.ts';
+import { unheeded } from './triggers.ts';
 import type { Warning } from './warning.ts';
 
 /** One region as it was found. */
@@ -107,6 +108,19 @@ async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Find
       : []),
     ...faults.map(({ label, region, message, cure }) => finding('table_unfit', region, label, message, ...cure)),
     ...warnings.flatMap(ofWarning),
+    ...tables.flatMap(({ found, details }) =>
+      details.flatMap(({ leaves }, index) =>
+        (found[index]!.stamped ? unheeded(found[index]!, leaves) : []).map(({ schema, name }) =>
+          finding(
+            'partition_new',
+            open[index]!.region.name,
+            `${schema}.${name}`,
+            'is a partition that `apply` has not seen yet',
+            'Run `coregent apply`.',
+          ),
+        ),
+      ),
+    ),
   ];
 }
 

@@ -76,6 +76,10 @@ export const findings = {
     doc: 'The database belongs to another region, another cluster or a later version; `apply` refuses it.',
   },
   no_tables: { severity: 'blocker', doc: 'The configuration names no table of the databases.' },
+  partition_new: {
+    severity: 'warning',
+    doc: 'A partition is new: a `TRUNCATE` of it alone does not travel, nor does anything of it where PostgreSQL 14 saw it before it was attached.',
+  },
   passed_over: {
     severity: 'notice',
     doc: 'A glob names something that is no ordinary table, or a partition is named: it is not replicated by itself.',

@@ -9,7 +9,7 @@ import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
 import { type Details, findDetails } from './details.ts';
-import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger } from './triggers.ts';
+import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger, unheeded } from './triggers.ts';
 
 /** One change to one region, as `apply --dry-run` prints it. */
 export interface Action {
@@ -91,6 +91,10 @@ export async function planRegion(
     const partitioned = table.kind === 'partitioned';
     const stamping = stampingSql(table, region.id, { partitioned, ...(guard === undefined ? {} : { guard }) });
     const parts = partsSql(table, details, guard === undefined);
+    // A walsender of PostgreSQL 14 takes a table that it has met for what it was, until the publication changes.
+    if (row && unheeded(table, details.leaves).length > 0) {
+      parts.push(`alter publication ${ident(PUBLICATION)} set (publish = 'insert, update')`);
+    }
     const stamp = stampHash(stamping);
     const whole =
       row?.rule === rule &&
@@ -110,9 +114,7 @@ export async function planRegion(
 function partsSql(table: Table, { leaves, rechecks }: Details, replicates: boolean): string[] {
   const unheld = replicates ? rechecks.filter(({ always }) => !always) : [];
   return [
-    ...leaves
-      .filter(({ truncates }) => !truncates)
-      .map(({ schema, name }) => truncateTrigger(table, qualified(schema, name))),
+    ...unheeded(table, leaves).map(({ schema, name }) => truncateTrigger(table, qualified(schema, name))),
     ...unheld.map(
       ({ schema, name, trigger }) => `alter table ${qualified(schema, name)} enable always trigger ${ident(trigger)}`,
     ),

@@ -78,7 +78,7 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
     }
     if (faults.length > before) continue;
     const tables = found.map((each) => each!.table);
-    const [first, ...others] = tables as [FoundTable, ...FoundTable[]];
+    const [first, ...others] = found as [Inspected, ...Inspected[]];
     for (const [index, other] of others.entries()) {
       const [message, ...cure] = difference(first, other);
       if (message !== undefined) {
@@ -236,7 +236,7 @@ const KEY_FAULTS: Readonly<Record<NonNullable<Details['keyFault']> | 'missing', 
 };
 
 /** What makes `b` unfit to hold the rows of `a`. */
-function difference(a: FoundTable, b: FoundTable): Unfit {
+function difference({ table: a, details: ours }: Inspected, { table: b, details: theirs }: Inspected): Unfit {
   const missing = a.columns.find((column) => !b.columns.some((other) => other.name === column.name));
   if (missing) {
     const { name, type } = missing;
@@ -266,9 +266,18 @@ function difference(a: FoundTable, b: FoundTable): Unfit {
       ];
     }
   }
-  if (a.key.join() === b.key.join()) return [];
+  if (a.key.join() !== b.key.join()) {
+    return [
+      `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`,
+      'Give it the same key in every region.',
+    ];
+  }
+  const folded = a.key.find((name) => ours.folded[name] !== theirs.folded[name]);
+  if (folded === undefined) return [];
+  const said = ({ folded: of }: Details): string =>
+    of[folded] === undefined ? 'a deterministic collation' : `the nondeterministic collation of ${of[folded]}`;
   return [
-    `has the primary key (${b.key.join(', ')}), not (${a.key.join(', ')})`,
-    'Give it the same key in every region.',
+    `has the key column ${folded} in ${said(theirs)}, not ${said(ours)}: other texts are one key there`,
+    `alter table ${qualified(b.schema, b.name)} alter column ${ident(folded)} type ${b.columns.find(({ name }) => name === folded)!.type} collate …`,
   ];
 }

@@ -77,7 +77,10 @@ export function stampingSql(
   ] as const;
   // A partition is truncated by itself, or together with its table, whose trigger then has buried its rows already.
   const buryPart = `if tg_relid operator(pg_catalog.<>) ${literal(target)}::pg_catalog.regclass then
-    execute ${literal(buryAll[0])} operator(pg_catalog.||) pg_catalog.format('%I.%I', tg_table_schema, tg_table_name) operator(pg_catalog.||) ${literal(buryAll[1])};
+    -- One that was detached keeps the trigger; its rows are no longer the table's.
+    if pg_catalog.pg_partition_root(tg_relid) operator(pg_catalog.=) ${literal(target)}::pg_catalog.regclass then
+      execute ${literal(buryAll[0])} operator(pg_catalog.||) pg_catalog.format('%I.%I', tg_table_schema, tg_table_name) operator(pg_catalog.||) ${literal(buryAll[1])};
+    end if;
     return null;
   end if;
   `;
@@ -187,6 +190,14 @@ end`,
     // TRUNCATE travels as the deletes that it is.
     truncateTrigger(table, target),
   ];
+}
+
+/** Partitions whose TRUNCATE is not known yet: new ones, and those that were another table's. */
+export function unheeded<Leaf extends { readonly truncates: string | null }>(
+  table: Table,
+  leaves: readonly Leaf[],
+): Leaf[] {
+  return leaves.filter(({ truncates }) => truncates !== `truncate_${tableId(table)}`);
 }
 
 /** The trigger that buries the rows of the table, or of one of its partitions, when that is truncated: `target`, quoted. */

@@ -80,6 +80,31 @@ it('B6, B17, C13, D11, D19: what could not be replicated faithfully is refused w
   });
 });
 
+it('C16: a key whose collation takes other texts for one in one region only is refused', async () => {
+  const folding = (locale: string) =>
+    `create collation folding (provider = icu, locale = '${locale}', deterministic = false);`;
+  await using cluster = await makeCluster({
+    tables: 'create table other (id text collate "C" primary key, v text)',
+  });
+  for (const [region, collation] of [
+    ['tokyo', folding('und-u-ks-level2')],
+    ['frankfurt', folding('und-u-ks-level1')],
+    ['virginia', 'create collation folding from "C";'],
+  ] as const) {
+    await cluster.query(
+      region,
+      `${collation} create table names (a int, b text collate folding, v text collate folding, primary key (a, b))`,
+    );
+  }
+  const { code, err } = await cluster.cli('apply');
+  expect(code).toBe(5);
+  expect(err).toContain(
+    'public.names in frankfurt: has the key column b in the nondeterministic collation of und-u-ks-level1, not the nondeterministic collation of und-u-ks-level2',
+  );
+  expect(err).toContain('public.names in virginia: has the key column b in a deterministic collation, not');
+  expect(err).not.toContain('public.other');
+});
+
 it('C13: what is passed over, and what does not travel, is said, as JSON too', async () => {
   await using cluster = await makeCluster({
     regions: 2,
