@@ -9,6 +9,8 @@ export function urlFault(text: string): string | undefined {
   const parsed = parseUrl(text);
   if (!parsed) return 'is not a URL like postgres://user:***@host:5432/database (%-encode special characters)';
   if (parsed.hash) return 'has a # in it; write %23 for a # of the password';
+  // What stands before a / is then taken for the host, and the rest of the password for the database's name.
+  if (parsed.pathname.includes('@')) return 'has an @ behind the host; write %2F for a / of the password';
   if (parsed.hostname.includes(',')) return 'names several hosts; name one';
   if (parsed.pathname.length < 2) return 'names no database; end it with /database';
   return undefined;

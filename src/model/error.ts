@@ -169,7 +169,12 @@ export class CoregentError extends Error {
     this.code = code;
     this.cure = redact(options.cure ?? errors[code].cure);
     if (options.where !== undefined) this.where = redact(options.where);
-    if (options.faults) this.faults = options.faults.map((fault) => ({ ...fault, message: redact(fault.message) }));
+    if (options.faults)
+      this.faults = options.faults.map((fault) => ({
+        ...fault,
+        path: redact(fault.path),
+        message: redact(fault.message),
+      }));
   }
 
   get exit(): number {
