@@ -107,6 +107,8 @@ create table coregent.parked (
   sqlstate text,
   reason text not null
 );
+-- A row that comes again (a copy, a repair) is parked once.
+create unique index on coregent.parked (version, table_name, operation, md5(row_bytes));
 
 create function coregent.region() returns text
 language sql stable parallel safe

@@ -40,7 +40,7 @@ export interface Config {
   readonly clock: { readonly maxOffsetMs: number; readonly settleMs: number };
   readonly batch: { readonly rows: number; readonly bytes: number };
   readonly tombstones: { readonly intervalMs: number };
-  readonly conflicts: { readonly retentionMs: number };
+  readonly conflicts: { readonly retentionMs: number; readonly limit: number };
   /** Most WAL that a slot may keep before it is dropped, in bytes; undefined: no bound of ours. */
   readonly slots: { readonly maxWalBytes: number | undefined };
   /** The file it was read from. */
@@ -86,7 +86,12 @@ const schema = z.strictObject({
     .optional(),
   tombstones: z.strictObject({ interval: duration(1000, DAY).optional() }).optional(),
   slots: z.strictObject({ max_wal: size(1024 ** 2, 1024 ** 5).optional() }).optional(),
-  conflicts: z.strictObject({ retention: duration(MINUTE, 3650 * DAY).optional() }).optional(),
+  conflicts: z
+    .strictObject({
+      retention: duration(MINUTE, 3650 * DAY).optional(),
+      limit: z.int().min(100).max(1_000_000_000).optional(),
+    })
+    .optional(),
 });
 
 /** Words of the design that this version does not carry out yet: a clear fault beats a rule silently not kept. */
@@ -149,7 +154,7 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
     tombstones: { intervalMs: file.tombstones?.interval ?? MINUTE },
     slots: { maxWalBytes: file.slots?.max_wal },
-    conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY },
+    conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY, limit: file.conflicts?.limit ?? 1_000_000 },
     path,
   };
 }

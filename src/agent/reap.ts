@@ -40,18 +40,23 @@ async function round(options: ReapOptions): Promise<number> {
   const { config, here } = options;
   const local = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, applies: true });
   try {
-    await forgetConflicts(local, config.conflicts.retentionMs);
+    await forgetConflicts(local, config.conflicts);
     return await reap(local, options);
   } finally {
     await local.end().catch(() => {});
   }
 }
 
-/** Removes conflict records beyond `conflicts.retention`; writes nothing when there are none. */
-async function forgetConflicts(local: pg.Client, retentionMs: number): Promise<void> {
+/** Removes conflict records beyond `conflicts.retention` and `conflicts.limit`; writes nothing when there are none. */
+async function forgetConflicts(local: pg.Client, { retentionMs, limit }: Config['conflicts']): Promise<void> {
   await local.query(
     `delete from coregent.conflict_record where recorded_at < clock_timestamp() - $1::float8 * interval '1 ms'`,
     [retentionMs],
+  );
+  await local.query(
+    `delete from coregent.conflict_record where id <= (
+      select id from coregent.conflict_record order by id desc offset $1::int8 limit 1)`,
+    [limit],
   );
 }
 

@@ -182,15 +182,14 @@ export class Isolation {
         steps.push(this.#parking({ ...asked, row }));
       }
     }
-    for (const step of steps) await this.#ways.must([step]);
-    this.#parked += steps.length;
+    for (const step of steps) this.#parked += (await this.#ways.must([step]))[0]!.count;
   }
 
   #parking({ target, group, row, failure }: Blocked): Step {
     const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
     return {
       text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-        values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7)`,
+        values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7) on conflict do nothing`,
       values: [
         String(this.#peerId),
         tableLabel(target.staging.table),

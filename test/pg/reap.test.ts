@@ -72,3 +72,31 @@ test('a row may come back after its tombstone has gone, and an old write of it m
   await cluster.converged();
   expect(await cluster.value('tokyo', 'select v from items where id = 1')).toBe('again');
 });
+
+test('J14: a storm of conflicts leaves the newest records, and a row that comes again is parked once', async () => {
+  await using cluster = await makeCluster({
+    regions: 2,
+    tables: 'create table items (id int primary key, v text unique)',
+    config: { tombstones: { interval: '1s' }, conflicts: { limit: 100 } },
+  });
+  await cluster.install();
+  await cluster.query('tokyo', `insert into items values (1, 'same')`);
+  await cluster.query('frankfurt', `insert into items values (2, 'same')`);
+  await cluster.startAgents();
+  await cluster.confirmed();
+  await cluster.query(
+    'tokyo',
+    `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version)
+      select 'public.items', '{"id": 1}', 'insert_exists', 'lww', 'keep', n, n + 1 from generate_series(1, 250) n`,
+  );
+  const kept = 'select count(*)::int from coregent.conflict_record';
+  await until(async () => (await cluster.value('tokyo', kept)) === 100, {
+    what: 'the oldest records to go',
+    deadlineMs: 30_000,
+  });
+  expect(await cluster.value('tokyo', 'select min(local_version)::int from coregent.conflict_record')).toBe(151);
+  for (let round = 0; round < 3; round++) expect((await cluster.cli('verify', '--repair')).code).toBe(3);
+  for (const region of cluster.regions) {
+    expect(await cluster.value(region, 'select count(*)::int from coregent.parked'), region).toBe(1);
+  }
+});

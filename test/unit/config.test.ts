@@ -26,7 +26,7 @@ tables:
 clock: { max_offset: 250ms, settle: 10s }
 batch: { rows: 500, bytes: 4MiB }
 tombstones: { interval: 1h }
-conflicts: { retention: 7d }
+conflicts: { retention: 7d, limit: 5000 }
 `;
 
 function failure(work: () => unknown): CoregentError {
@@ -58,7 +58,7 @@ describe('a good file', () => {
       clock: { maxOffsetMs: 250, settleMs: 10_000 },
       batch: { rows: 500, bytes: 4 * 1024 ** 2 },
       tombstones: { intervalMs: 3_600_000 },
-      conflicts: { retentionMs: 7 * 86_400_000 },
+      conflicts: { retentionMs: 7 * 86_400_000, limit: 5_000 },
       path: 'coregent.yaml',
     });
   });
