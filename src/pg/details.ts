@@ -42,6 +42,10 @@ export interface Details {
   readonly keyFault: 'deferrable' | 'generated' | 'temporal' | undefined;
   /** Columns of the primary key whose collation takes different texts for one, and that collation's locale. */
   readonly folded: Readonly<Record<string, string>>;
+  /** Those of its parts, or itself, whose updates PostgreSQL refuses as soon as they are published. */
+  readonly mute: readonly Part[];
+  /** Generated columns and their expressions. */
+  readonly generated: Readonly<Record<string, string>>;
   readonly rechecks: readonly Recheck[];
   /** BEFORE row triggers of the application that fire behind ours: they could change a row that is stamped already. */
   readonly lateTriggers: readonly string[];
@@ -67,6 +71,12 @@ select c.oid,
     from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
     join pg_collation co on co.oid = a.attcollation and not co.collisdeterministic
     where i.indrelid = c.oid and i.indisprimary) as folded,
+  (select coalesce(json_agg(json_build_object('schema', rn.nspname, 'name', r.relname) order by rn.nspname, r.relname), '[]')
+    from mine m join pg_class r on r.oid = m.oid and r.relkind = 'r' join pg_namespace rn on rn.oid = r.relnamespace
+    where r.relreplident = 'n' or r.relreplident = 'i' and not exists (select from pg_index i where i.indrelid = r.oid and i.indisreplident)) as mute,
+  (select coalesce(json_object_agg(a.attname, pg_get_expr(f.adbin, f.adrelid)), '{}') from pg_attribute a
+    join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+    where a.attrelid = c.oid and a.attgenerated <> '' and not a.attisdropped) as generated,
   (select coalesce(json_agg(json_build_object('schema', rn.nspname, 'name', r.relname, 'constraint', o.conname, 'trigger', g.tgname, 'always', g.tgenabled = 'A') order by rn.nspname, r.relname, o.conname), '[]')
     from mine m join pg_class r on r.oid = m.oid join pg_namespace rn on rn.oid = r.relnamespace
     join pg_constraint o on o.conrelid = m.oid and o.contype in ('u', 'x') and o.condeferrable
@@ -115,6 +125,8 @@ export async function findDetails(client: pg.Client, oids: readonly number[]): P
         relatives: row.relatives,
         keyFault: row.key_fault ?? undefined,
         folded: row.folded,
+        mute: row.mute,
+        generated: row.generated,
         rechecks: row.rechecks,
         lateTriggers: row.late_triggers,
         replicaTriggers: row.replica_triggers,

@@ -2,7 +2,9 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Tier } from '../model/api.ts';
 import { classify, EXIT } from '../model/error.ts';
+import { tableLabel } from '../model/table.ts';
 import { findTier } from './applier.ts';
+import type { FoundTable } from './catalog.ts';
 import { connect } from './connect.ts';
 import { examineServer, unreachable } from './doctor-server.ts';
 import { examineTables } from './doctor-tables.ts';
@@ -10,7 +12,7 @@ import { type Finding, finding } from './findings.ts';
 import { planRegion } from './install.ts';
 import type { OpenRegion } from './setup.ts';
 import { NO_TABLES, surveyTables } from './tables.ts';
-import { unheeded } from './triggers.ts';
+import { TRIGGERS } from './triggers.ts';
 import type { Warning } from './warning.ts';
 
 /** One region as it was found. */
@@ -89,11 +91,14 @@ function inOrder(findings: readonly Finding[], regions: readonly RegionConfig[])
 /** What `apply` would refuse or warn of, for its own reasons. */
 async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Finding[]> {
   const { tables, faults, warnings } = await surveyTables(config, open);
-  const refused = await Promise.all(
-    open.map(async ({ client, region }): Promise<Finding[]> => {
+  const planned = await Promise.all(
+    open.map(async ({ client, region }, index): Promise<Finding[]> => {
+      const mine = tables.map(({ found, details, rule }) => ({ table: found[index]!, details: details[index]!, rule }));
       try {
-        await planRegion(client, config, region, []);
-        return [];
+        const actions = await planRegion(client, config, region, mine);
+        return mine
+          .filter(({ table }) => table.stamped && actions.some(({ what }) => what === `stamp ${tableLabel(table)}`))
+          .map(({ table }) => ofPending(table, region.name));
       } catch (thrown) {
         const { code, message, cure } = classify(thrown, region.name);
         if (code !== 'refused' && code !== 'schema_too_new') throw thrown;
@@ -102,26 +107,23 @@ async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Find
     }),
   );
   return [
-    ...refused.flat(),
+    ...planned.flat(),
     ...(tables.length + faults.length === 0
       ? [finding('no_tables', null, null, NO_TABLES.message, NO_TABLES.cure)]
       : []),
     ...faults.map(({ label, region, message, cure }) => finding('table_unfit', region, label, message, ...cure)),
     ...warnings.flatMap(ofWarning),
-    ...tables.flatMap(({ found, details }) =>
-      details.flatMap(({ leaves }, index) =>
-        (found[index]!.stamped ? unheeded(found[index]!, leaves) : []).map(({ schema, name }) =>
-          finding(
-            'partition_new',
-            open[index]!.region.name,
-            `${schema}.${name}`,
-            'is a partition that `apply` has not seen yet',
-            'Run `coregent apply`.',
-          ),
-        ),
-      ),
-    ),
   ];
+}
+
+/** A table that was replicated already, and that `apply` would change. */
+function ofPending(table: FoundTable, here: string): Finding {
+  const gone = Object.values(TRIGGERS).filter((name) => !table.triggers.includes(name));
+  const cure = 'Run `coregent apply`.';
+  if (gone.length === 0) {
+    return finding('apply_needed', here, tableLabel(table), 'is not as `apply` would leave it', cure);
+  }
+  return finding('triggers_gone', here, tableLabel(table), `lacks ${gone.join(', ')}, or they are disabled`, cure);
 }
 
 function ofWarning({ code, object, message, cure }: Warning): Finding[] {

@@ -76,9 +76,13 @@ export const findings = {
     doc: 'The database belongs to another region, another cluster or a later version; `apply` refuses it.',
   },
   no_tables: { severity: 'blocker', doc: 'The configuration names no table of the databases.' },
-  partition_new: {
+  triggers_gone: {
+    severity: 'blocker',
+    doc: 'Triggers of ours are gone or disabled: what is written to the table does not travel, or comes back after a delete.',
+  },
+  apply_needed: {
     severity: 'warning',
-    doc: 'A partition is new: a `TRUNCATE` of it alone does not travel, nor does anything of it where PostgreSQL 14 saw it before it was attached.',
+    doc: 'A replicated table is not as `apply` leaves it: a partition or a DEFERRABLE constraint is new, or it was made by another version.',
   },
   passed_over: {
     severity: 'notice',
@@ -87,6 +91,10 @@ export const findings = {
   sequence_collides: {
     severity: 'warning',
     doc: 'Several regions number a key or a unique column by sequences that hand out the same numbers.',
+  },
+  generated_differs: {
+    severity: 'warning',
+    doc: 'A generated column is computed in another way in some region, so that one row shows other values there.',
   },
   large_objects: { severity: 'warning', doc: 'There are large objects, which do not travel.' },
   trigger_fires: { severity: 'warning', doc: 'A trigger of yours fires again where rows are applied.' },

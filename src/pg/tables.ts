@@ -136,6 +136,7 @@ function tableWarnings({ label, details }: ChosenTable, regions: readonly string
       regions,
       details.map(({ sequences }) => sequences),
     ),
+    ...generatedApart(label, details, regions),
     ...[...firing].sort().map(
       (trigger): Warning => ({
         code: 'fires_on_apply',
@@ -145,6 +146,24 @@ function tableWarnings({ label, details }: ChosenTable, regions: readonly string
       }),
     ),
   ];
+}
+
+/** Warnings for columns that each region computes for itself, and in another way. */
+function generatedApart(label: string, details: readonly Details[], regions: readonly string[]): Warning[] {
+  const columns = new Set(details.flatMap(({ generated }) => Object.keys(generated)));
+  return [...columns].sort().flatMap((column): Warning[] => {
+    const ways = details.map(({ generated }) => generated[column]);
+    if (new Set(ways.filter((way) => way !== undefined)).size < 2) return [];
+    const said = ways.flatMap((way, index) => (way === undefined ? [] : [`${way} in ${regions[index]}`]));
+    return [
+      {
+        code: 'generated_differs',
+        object: label,
+        message: `the column ${column} is generated as ${said.join(', ')}: regions show other values of one row`,
+        cure: [],
+      },
+    ];
+  });
 }
 
 /** A heading and one line per fault, for people. */
@@ -199,6 +218,13 @@ function unfit({ table, details }: Inspected, mayEnable: boolean): Unfit {
   if (table.key.length === 0) {
     const [what, sql] = KEY_FAULTS[details.keyFault ?? 'missing'];
     return [what, `alter table ${name} ${sql}`];
+  }
+  const mute = details.mute[0];
+  if (mute) {
+    return [
+      'has no replica identity, so that PostgreSQL would refuse every update of it as soon as it is published',
+      `alter table ${qualified(mute.schema, mute.name)} replica identity default`,
+    ];
   }
   const late = details.lateTriggers[0];
   if (late !== undefined) {

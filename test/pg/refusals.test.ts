@@ -33,6 +33,7 @@ it('B6, B17, C13, D11, D19: what could not be replicated faithfully is refused w
       create table keyless (a int);
       create unlogged table fleeting (a int primary key);
       create table lazy (a int, primary key (a) deferrable);
+      create table mute (a int primary key); alter table mute replica identity nothing;
       create table computed (a int, b int generated always as (a + 1) stored primary key);
       create table parent (a int primary key);
       create table child (primary key (a)) inherits (parent);
@@ -51,6 +52,7 @@ it('B6, B17, C13, D11, D19: what could not be replicated faithfully is refused w
     /public\.keyless in tokyo: has no usable primary key: alter table "public"\."keyless" add primary key/,
     /public\.fleeting in frankfurt: is unlogged, .*: alter table "public"\."fleeting" set logged/,
     /public\.lazy in tokyo: has a DEFERRABLE primary key, .*drop constraint …, add primary key/,
+    /public\.mute in tokyo: has no replica identity, .*: alter table "public"\."mute" replica identity default/,
     /public\.computed in tokyo: has a generated column in its primary key/,
     /public\.parent in tokyo: inherits from, or is inherited by, public\.child.* partitioned table/,
     /public\.child in tokyo: inherits from, or is inherited by, public\.parent/,
@@ -119,6 +121,13 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
       alter table cut_1 enable replica trigger heard`,
   });
   await cluster.query('frankfurt', 'select lo_create(0)');
+  for (const [region, way] of [
+    ['tokyo', 'id + 1'],
+    ['frankfurt', 'id + 2'],
+  ] as const) {
+    await cluster.query(region, `alter table fine add column next int generated always as (${way}) stored`);
+    await cluster.query(region, 'alter table fine add column alike int generated always as (id * 2) stored');
+  }
   const tables = { 'public.*': {}, 'public.cut_1': {} };
   const { code, err } = await cluster.cliWith({ tables }, 'apply', '--dry-run');
   expect(code).toBe(3);
@@ -126,6 +135,7 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
     'Warning: public.cut_1: is a partition: name the table that it is a part of; it is passed over',
     'Warning: public.summary: is not an ordinary table; it is passed over',
     expect.stringMatching(/^Warning: public\.cut: the trigger heard is ENABLE ALWAYS or REPLICA/),
+    'Warning: public.fine: the column next is generated as (id + 1) in tokyo, (id + 2) in frankfurt: regions show other values of one row',
     expect.stringMatching(/^Warning: public\.fine: the trigger noisy is ENABLE ALWAYS or REPLICA/),
     expect.stringMatching(/^Warning: there are large objects in frankfurt, .*bytea/),
   ]);
@@ -135,6 +145,7 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
     'passed_over',
     'passed_over',
     'fires_on_apply',
+    'generated_differs',
     'fires_on_apply',
     'large_objects',
   ]);
@@ -142,6 +153,7 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
   expect(
     found.filter(({ region }) => region !== 'frankfurt').map(({ code, region, object }) => [code, region, object]),
   ).toEqual([
+    ['generated_differs', null, 'public.fine'],
     ['large_objects', null, null],
     ['trigger_fires', 'tokyo', 'public.cut_1'],
     ['trigger_fires', 'tokyo', 'public.fine'],
@@ -150,6 +162,7 @@ it('C13: what is passed over, and what does not travel, is said, as JSON too', a
   ]);
   for (const { code, region, cure } of found) if (code === 'trigger_fires') await cluster.query(region!, cure[0]!);
   expect((await doctor(cluster, { tables })).map(({ code }) => code)).toEqual([
+    'generated_differs',
     'large_objects',
     'passed_over',
     'passed_over',
@@ -188,6 +201,10 @@ it('C11, C12: sequences that would hand out equal numbers are warned of, and the
   for (const [, region, sql] of cures) await cluster.query(region!, sql!);
   expect((await cluster.cli('apply')).err).toBe('');
   expect(await doctor(cluster)).toEqual([]);
+  await cluster.query('tokyo', 'alter table e add unique (id) deferrable');
+  expect(await doctor(cluster)).toMatchObject([{ code: 'apply_needed', region: 'tokyo', object: 'public.e' }]);
+  await cluster.install();
+  expect(await doctor(cluster)).toEqual([]);
   await cluster.startAgents();
   for (const region of cluster.regions) {
     for (let n = 0; n < 20; n++) await cluster.query(region, `insert into a (v) values ($1)`, [region]);
@@ -216,4 +233,10 @@ it('B6: a role that may replicate and is no superuser is told what the superuser
     await cluster.query(region, err.match(cure)![1]!);
   }
   await cluster.install();
+  expect(await doctor(cluster)).toEqual([]);
+  const found = async () => (await doctor(cluster)).map(({ code, region }) => [code, region]);
+  await cluster.query('frankfurt', 'alter table a disable trigger user');
+  expect(await found()).toEqual([['triggers_gone', 'frankfurt']]);
+  await cluster.query('tokyo', 'alter table a add unique (id, nr) deferrable');
+  expect(await found()).toEqual([['table_unfit', 'tokyo']]);
 });
