@@ -2,6 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { allJoined } from '../test/world/confirmed.ts';
+import { checkAnswers } from './checks/answers.ts';
 import { checkAvailable } from './checks/available.ts';
 import { checkEqual } from './checks/equal.ts';
 import { checkOnce, checkWhole } from './checks/once.ts';
@@ -40,9 +41,6 @@ export interface Results {
 /** After the storm: agents connect again, catch up and confirm. */
 const STREAMING_MS = 60_000;
 const CONFIRMED_MS = 180_000;
-/** Error codes of links that no fault here explains. */
-const NEVER = ['internal_assert', 'data_corrupt', 'peer_protocol', 'peer_identity', 'schema_missing'];
-
 /** One run from beginning to end. `tell` is given lines for people. Never leaves a process or, unless something failed, a file behind. */
 export async function run(options: Options, tell: (line: string) => void): Promise<Results> {
   const began = performance.now();
@@ -142,23 +140,15 @@ async function check(
       history,
       happened,
     ),
-    checkAnswers(history, world, seen),
+    checkAnswers({
+      transactions: history.transactions,
+      faults: history.faults,
+      surprises: world.surprises,
+      codes: seen.codes,
+    }),
   ];
   if (isSettled) verdicts.push(await checkQuiet(regions), await checkDisk(regions, seen.retainedBytes));
   return verdicts;
-}
-
-/** Nobody was told what nobody should ever be told, and no agent ended by itself. */
-function checkAnswers({ faults, transactions }: History, { surprises }: World, { codes }: Seen): Verdict {
-  const odd = NEVER.filter((code) => codes.has(code)).map(
-    (code) => `a link reported ${code} (${codes.get(code)} times)`,
-  );
-  return {
-    name: 'answers',
-    law: 'writers and links get no error that no fault explains; no agent ends by itself',
-    cases: { transactions },
-    violations: [...faults, ...surprises, ...odd],
-  };
 }
 
 async function keepEvidence(world: World, history: History, results: Results): Promise<void> {

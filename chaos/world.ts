@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import pg from 'pg';
 import { type Server, startPostgres } from '#coregent/demo/postgres.js';
 import { type FaultProxy, startProxy } from '#coregent/demo/proxy.js';
+import { SETTABLE_CLOCK } from '../test/world/clock.ts';
 import { seeded, within } from '../test/world/random.ts';
 import { COMMAND, Keeper } from './agents.ts';
 import type { Options } from './options.ts';
@@ -147,7 +148,7 @@ export async function makeWorld(options: Options): Promise<World> {
         },
       };
     });
-    for (const { query } of regions) await query(tables.sql);
+    for (const { query } of regions) await query(`${SETTABLE_CLOCK}; ${tables.sql}`);
     for (const { keeper } of regions) closing.push(() => keeper.end('SIGKILL'));
     const coregent = async (...args: string[]): Promise<string> => {
       const command = [COMMAND, '--config', join(folder, 'coregent.yaml'), ...args];

@@ -5,6 +5,7 @@ import type { World } from '../world.ts';
 import { AGENT_FAULTS } from './agents.ts';
 import type { Fault, Planned } from './fault.ts';
 import { clear, LINK_FAULTS } from './links.ts';
+import { OPERATOR_FAULTS } from './operators.ts';
 import { SERVER_FAULTS } from './servers.ts';
 
 /** A fault that happened; times in ms of the process's clock. */
@@ -24,7 +25,7 @@ export interface Storm {
   heal(): Promise<void>;
 }
 
-const ALL: readonly Fault[] = [...AGENT_FAULTS, ...SERVER_FAULTS, ...LINK_FAULTS];
+const ALL: readonly Fault[] = [...AGENT_FAULTS, ...SERVER_FAULTS, ...LINK_FAULTS, ...OPERATOR_FAULTS];
 /** Ms between the beginnings of two faults. */
 const GAP = [600, 5_000] as const;
 

@@ -1,4 +1,5 @@
 import { expect, onTestFinished, test } from 'vitest';
+import { SET_CLOCK, SETTABLE_CLOCK } from '../world/clock.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 import { until } from '../world/until.ts';
 
@@ -11,20 +12,13 @@ async function clocked(regions: number): Promise<Cluster> {
     config: { clock: { settle: '2s' } },
   });
   onTestFinished(() => cluster[Symbol.asyncDispose]());
-  await cluster.everywhere(`
-    create schema testing;
-    create table testing.clock (ahead interval not null);
-    insert into testing.clock values ('0 s');
-    alter function pg_catalog.clock_timestamp() rename to true_clock_timestamp;
-    create function pg_catalog.clock_timestamp() returns timestamptz language sql volatile
-      as 'select pg_catalog.true_clock_timestamp() + (select ahead from testing.clock)'`);
+  await cluster.everywhere(SETTABLE_CLOCK);
   await cluster.install();
   await cluster.startAgents();
   return cluster;
 }
 
-const set = (cluster: Cluster, region: string, ahead: string) =>
-  cluster.query(region, 'update testing.clock set ahead = $1', [ahead]);
+const set = (cluster: Cluster, region: string, ahead: string) => cluster.query(region, SET_CLOCK, [ahead]);
 const read = (cluster: Cluster, region: string, id: number) =>
   cluster.value(region, 'select v from items where id = $1', [id]);
 const arrives = (cluster: Cluster, region: string, id: number, v: string) =>

@@ -1,9 +1,9 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { checkEqual } from '../../chaos/checks/equal.ts';
 import { checkOnce, checkWhole } from '../../chaos/checks/once.ts';
-import { checkQuiet } from '../../chaos/checks/quiet.ts';
+import { checkDisk, checkQuiet } from '../../chaos/checks/quiet.ts';
 import { checkRecords } from '../../chaos/checks/registers.ts';
-import type { Asked } from '../../chaos/checks/verdict.ts';
+import { type Asked, passed } from '../../chaos/checks/verdict.ts';
 import { History } from '../../chaos/history.ts';
 import { tablesWith } from '../../chaos/tables.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
@@ -178,4 +178,15 @@ test('INV-Q: a region that writes although nobody does is found', async () => {
     },
   }));
   expect((await checkQuiet(restless, 50)).violations).toEqual(['frankfurt: rows changed although nobody wrote']);
+});
+
+test('INV-D: WAL that is kept for a peer that is away is found, and none once it is back', async () => {
+  const limit = { bytes: 4 * 1024 ** 2, waitMs: 0 };
+  await cluster.query('frankfurt', `select pg_logical_emit_message(false, 'filler', repeat('x', 6 * 1024 * 1024))`);
+  const { violations } = await checkDisk(regions, 1, limit);
+  expect(violations).toContainEqual(expect.stringMatching(/^frankfurt still keeps \d+ MiB of WAL$/));
+  await cluster.startAgents();
+  await cluster.confirmed();
+  expect((await checkDisk(regions, 1, { ...limit, waitMs: 60_000 })).violations).toEqual([]);
+  expect(passed(await checkDisk(regions, 0, { ...limit, waitMs: 60_000 }))).toBe(false);
 });

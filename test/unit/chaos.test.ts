@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { checkAnswers } from '../../chaos/checks/answers.ts';
 import { checkAvailable } from '../../chaos/checks/available.ts';
 import { checkLost, checkWholeRows, type Outcome, settled } from '../../chaos/checks/registers.ts';
 import { passed } from '../../chaos/checks/verdict.ts';
@@ -160,6 +161,26 @@ describe('INV-V', () => {
   it('expects nothing of a region whose own server is down', () => {
     const down = { name: 'server.kill', where: 'tokyo', stops: ['tokyo'], from: 2_000, to: 3_000 };
     expect(checkAvailable(['tokyo'], history(), [cut, down])).toMatchObject({ violations: [], cases: { windows: 0 } });
+  });
+});
+
+describe('answers', () => {
+  const check = (told: Partial<Parameters<typeof checkAnswers>[0]>) =>
+    checkAnswers({ transactions: 1, faults: [], surprises: [], codes: new Map(), ...told });
+
+  it('finds what a writer was told, an agent that ended by itself, and an error of a link that nothing explains', () => {
+    expect(passed(check({ codes: new Map([['peer_unreachable', 9]]) }))).toBe(true);
+    expect(check({ faults: ['upsert in tokyo: 42P01 no table'] }).violations).toEqual([
+      'upsert in tokyo: 42P01 no table',
+    ]);
+    expect(check({ surprises: ['the agent of tokyo ended by itself (1)'] }).violations).toHaveLength(1);
+    expect(check({ codes: new Map([['internal_assert', 2]]) }).violations).toEqual([
+      'a link reported internal_assert (2 times)',
+    ]);
+  });
+
+  it('is untested where nobody wrote', () => {
+    expect(passed(check({ transactions: 0 }))).toBe(false);
   });
 });
 
