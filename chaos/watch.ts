@@ -18,7 +18,7 @@ export interface Seen {
 
 /** Ms between two looks at a region. */
 const SNAPSHOT_MS = 400;
-const LARGE_EVERY = 8;
+const LARGE_EVERY = 1;
 const SAMPLE_MS = 2_000;
 
 /** What a snapshot must show whole: one row each with what it is, how many parts there are, and how many there should be. */
@@ -56,7 +56,7 @@ export function startWatch(world: World): { readonly seen: Seen; stop(): Promise
         const { looked, torn } = await tornIn(query, round % LARGE_EVERY === 0);
         seen.snapshots++;
         seen.looked += looked;
-        seen.torn.push(...torn.map((what) => `${name}: ${what}`));
+        seen.torn.push(...torn.map((what) => `${name}, ${new Date().toISOString()}: ${what}`));
       } catch {
         // The server is down, or a table is locked for long.
       }

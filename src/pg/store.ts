@@ -150,7 +150,7 @@ export class Store {
     this.#isolation.takeParked();
     try {
       if (batch.afresh && this.#open) await this.#rollback();
-      if (batch.rows === 0 && batch.transactions === 0 && !this.#open) {
+      if (batch.rows === 0 && batch.passed.size === 0 && batch.transactions === 0 && !this.#open) {
         return { localLsn: undefined, conflicts: [], parked: 0, rows: 0 };
       }
       this.#whole = batch.complete && !this.#open;

@@ -301,6 +301,8 @@ export class Decoder {
     this.#checkCommit(commitLsn, endLsn);
     const known = commitLsn < this.#options.progress;
     if (stream.wentAhead && (known || this.#batch.transactions > 0)) this.#takeBack(stream);
+    // Another one that is ahead must not be committed with it.
+    if (!known && this.#ahead !== stream && this.#ahead?.wentAhead) this.#takeBack(this.#ahead);
     if (known) {
       this.#drop(transaction, stream);
       this.#position = endLsn;
@@ -417,7 +419,9 @@ export class Decoder {
   takePart(): Batch {
     const batch = this.#batch;
     this.#batch = new Batch();
-    if (this.#openRows === 0 && !this.#spilled) return batch;
+    // What is passed over ahead of a commit counts with that commit.
+    const ahead = batch.transactions === 0 && batch.passed.size > 0;
+    if (this.#openRows === 0 && !this.#spilled && !ahead) return batch;
     if (batch.transactions > 0 && this.#openRows > 0) {
       batch.rollback();
       const { bytes, start, end } = this.#tail;
