@@ -25,6 +25,7 @@ import { Pipe } from '../pipe/pipe.ts';
 import { type DatabaseClock, FarAhead } from './clock.ts';
 import { Ending } from './ending.ts';
 import { Link } from './link.ts';
+import { backoffMs, soonest } from './reach.ts';
 import { Rejoin } from './rejoin.ts';
 import { StaleWalsender } from './stale.ts';
 import { compareTables, type Tables, Watch } from './tables.ts';
@@ -62,8 +63,8 @@ const PROBE_MS = 5_000;
 const PROBE_TIMEOUT_MS = 15_000;
 /** How often it is looked whether tables changed, and what is owed, in ms. */
 const WATCH_MS = 3_000;
-const BACKOFF_MIN_MS = 100;
-const BACKOFF_MAX_MS = 10_000;
+/** A session that lasted longer, in ms, was none of a row of failures. */
+const SETTLED_MS = 10_000;
 
 /**
  * One peer as this region follows it: connects, streams, applies, acknowledges, and begins again after any fault.
@@ -109,7 +110,7 @@ export class Peer {
           await pause(backoffMs(1), signal);
           continue;
         }
-        if (this.#freed || performance.now() - connectedAt > BACKOFF_MAX_MS) failures = 0;
+        if (this.#freed || performance.now() - connectedAt > SETTLED_MS) failures = 0;
         this.#freed = false;
         failures++;
         // A row's fault: the same rows again, each on its own, so that only the one at fault is parked.
@@ -119,7 +120,7 @@ export class Peer {
         this.link.fail(error);
         this.link.enter(hopeless ? 'failed' : 'waiting');
         this.#context.metrics.applyErrors.inc({ origin: peer, reason: error.code });
-        const waitMs = backoffMs(isolates ? 1 : hopeless ? failures + 4 : failures);
+        const waitMs = backoffMs(isolates ? 1 : hopeless ? failures + 4 : failures, error.code);
         log.event(hopeless ? 'peer.failed' : 'peer.retry', {
           peer,
           code: error.code,
@@ -145,24 +146,28 @@ export class Peer {
     signal.addEventListener('abort', onAbort);
     let over = false;
     let vigil: NodeJS.Timeout | undefined;
-    const open = async (...args: Parameters<typeof connect>): Promise<pg.Client> => {
-      const client = await connect(...args);
+    const hold = (client: pg.Client, where: string): pg.Client => {
       clients.push(client);
       // Another one failed before: nobody is left to close this one.
       if (over) drop(client);
-      client.on('error', (error) => ended.end(connectionError(error, args[1])));
-      client.on('end', () =>
-        ended.end(new CoregentError('peer_unreachable', 'the connection ended', { where: args[1] })),
-      );
+      client.on('error', (error) => ended.end(connectionError(error, where)));
+      client.on('end', () => ended.end(new CoregentError('peer_unreachable', 'the connection ended', { where })));
       return client;
     };
     try {
       const purpose = `${here.name} from ${name}`;
       // Side by side: every round trip to a distant peer is a good part of a second.
-      const [apply, control, replication] = await Promise.all([
-        open(here.localUrl, here.name, { purpose: `apply ${purpose}`, applies: true }),
-        open(this.#region.url, name, { purpose: `control ${purpose}` }),
-        open(this.#region.url, name, { purpose: `stream ${purpose}`, replication: true }),
+      const { url } = this.#region;
+      const reach = (attempt: AbortSignal): Promise<[pg.Client, pg.Client]> =>
+        Promise.all([
+          connect(url, name, { purpose: `control ${purpose}`, signal: attempt }),
+          connect(url, name, { purpose: `stream ${purpose}`, signal: attempt, replication: true }),
+        ]);
+      const [apply, [control, replication]] = await Promise.all([
+        connect(here.localUrl, here.name, { purpose: `apply ${purpose}`, applies: true }).then((client) =>
+          hold(client, here.name),
+        ),
+        soonest(reach, signal).then((both) => both.map((client) => hold(client, name)) as [pg.Client, pg.Client]),
       ]);
       const { cluster } = this.#context.config;
       const { log } = this.#context;
@@ -470,9 +475,4 @@ function regularly(everyMs: number, work: () => Promise<void>, ended: Ending): N
 /** Whether the peer takes a new connection; throws when it does not. */
 async function answers({ url, name }: RegionConfig): Promise<void> {
   drop(await connect(url, name, { purpose: `look at ${name}` }));
-}
-
-function backoffMs(failures: number): number {
-  const most = Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (failures - 1));
-  return most / 2 + (Math.random() * most) / 2;
 }

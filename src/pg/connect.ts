@@ -45,6 +45,8 @@ export interface ConnectOptions {
   readonly replication?: boolean;
   /** How long to wait for the connection, in ms. */
   readonly timeoutMs?: number;
+  /** Drops the connection when it comes, whether it is open by then or not. */
+  readonly signal?: AbortSignal;
   /** It writes rows as other regions wrote them: see {@link becomeApplier}. Every other session writes as an application does. */
   readonly applies?: boolean;
 }
@@ -64,6 +66,7 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     ...(options.replication ? { replication: 'database' } : {}),
   } as pg.ClientConfig);
   client.on('error', () => {});
+  options.signal?.addEventListener('abort', () => drop(client), { once: true });
   for (const type of [pg.types.builtins.JSON, pg.types.builtins.JSONB]) client.setTypeParser(type, parseExact);
   try {
     await client.connect();

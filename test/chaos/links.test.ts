@@ -59,6 +59,33 @@ test('E17: a network that falls silent while the agent connects is given up too'
   await cluster.converged();
 });
 
+test('E17: a link that was away for long is taken as soon as it is back, whatever became of the attempts before', async () => {
+  const link = cluster.link('tokyo', 'frankfurt');
+  onTestFinished(() => link.heal());
+  await cluster.streaming('frankfurt');
+  const before = retries('frankfurt').length;
+  await link.cut();
+  // The longest wait between two attempts is reached, and stays what it is.
+  const waits = () =>
+    retries('frankfurt')
+      .slice(before)
+      .map((line) => Number(line.retry_in_ms));
+  await until(() => waits().filter((waitMs) => waitMs > 1_250).length >= 2, {
+    what: 'the longest wait',
+    deadlineMs: 40_000,
+  });
+  expect(Math.max(...waits())).toBeLessThanOrEqual(2_500);
+  // Attempts get no answer from now on, and never will: each is two connections, and others begin beside them.
+  await link.heal();
+  link.stall(0);
+  link.reset();
+  await until(() => link.connections > 2, { what: 'an attempt beside one that hangs', deadlineMs: 40_000 });
+  await cluster.query('tokyo', `insert into items values (3, 'of tokyo')`);
+  await link.heal();
+  await until(() => has('frankfurt', 3), { what: 'the row', deadlineMs: 30_000 });
+  await cluster.converged();
+});
+
 test('E17: a narrow link that delivers a few bytes at a time delays rows and breaks nothing', async () => {
   const link = cluster.link('tokyo', 'frankfurt');
   onTestFinished(() => link.setBandwidth(Number.POSITIVE_INFINITY));
