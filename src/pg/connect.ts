@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net';
 import pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { parseExact } from '../model/json.ts';
@@ -88,7 +89,17 @@ export async function connect(url: Secret, where: string, options: ConnectOption
 
 /** Ends a connection at once and without a word, whatever it waits for. */
 export function drop(client: pg.Client): void {
-  (client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy();
+  socketOf(client).destroy();
+}
+
+/** Whether the other end of a connection is gone, or this one. */
+export function isClosed(client: pg.Client): boolean {
+  const { destroyed, readableEnded } = socketOf(client);
+  return destroyed || readableEnded;
+}
+
+function socketOf(client: pg.Client): Socket {
+  return (client as unknown as { connection: { stream: Socket } }).connection.stream;
 }
 
 /** What broke a connection. The driver's own faults (no answer in time, closed in mid-word) carry no code. */

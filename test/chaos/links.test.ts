@@ -113,4 +113,5 @@ test('E25: a peer that is away for long costs no connection here', async () => {
   await link.heal();
   await cluster.streaming('frankfurt');
   await cluster.converged();
+  expect(retries('frankfurt').map(({ code }) => code)).not.toContain('unknown');
 });
