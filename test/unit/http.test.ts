@@ -219,6 +219,33 @@ describe('every path', () => {
     expect(await from('null')).toBe(403);
   });
 
+  it('J13: names, values and errors are never read as a page or a script, whatever is in them', async () => {
+    const script = '</script><script>alert(1)</script><img src=x onerror=alert(1)>';
+    const paused = { table: script, state: 'paused', reason: script, since: status.since, rows: 0 } as const;
+    const last_error = { code: 'apply_failed', message: script, at: status.since };
+    now = { ...status, peers: [{ ...peer('frankfurt', 1), paused: [paused], last_error }] };
+    conflicts = async () => [{ table_name: script, local_row: { v: script } }];
+    const said = [];
+    for (const path of [
+      '/v1/status',
+      '/v1/conflicts',
+      '/readyz?verbose',
+      '/metrics',
+      `/${encodeURI(script)}`,
+      `/readyz?${encodeURI(script)}`,
+    ]) {
+      said.push(await ask(path));
+    }
+    conflicts = async () => Promise.reject(new CoregentError('apply_failed', script));
+    said.push(await ask('/v1/conflicts'));
+    expect(said.map(({ status }) => status)).toEqual([200, 200, 200, 200, 404, 400, 500]);
+    for (const { headers } of said) {
+      expect(headers['content-type']).toMatch(/^(application\/(problem\+)?json|text\/plain; version)/);
+      expect(headers['x-content-type-options']).toBe('nosniff');
+      expect(headers['content-security-policy']).toContain("default-src 'none'");
+    }
+  });
+
   it('answers HTTP/1.0 probes that send no Host', async () => {
     const text = await new Promise<string>((resolve, reject) => {
       let got = '';
