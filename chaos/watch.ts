@@ -18,7 +18,7 @@ export interface Seen {
 
 /** Ms between two looks at a region. */
 const SNAPSHOT_MS = 400;
-const LARGE_EVERY = 1;
+const LARGE_EVERY = 2;
 const SAMPLE_MS = 2_000;
 
 /** What a snapshot must show whole: one row each with what it is, how many parts there are, and how many there should be. */
