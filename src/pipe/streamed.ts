@@ -58,7 +58,9 @@ export class Streamed {
   }
 
   append(subtransaction: number, type: number, bytes: Buffer, start: number, end: number): void {
-    this.#spool.append(subtransaction, type, bytes, start, end);
+    // A relation is described once in a whole transaction: it stays so when the part that needed it first is rolled back.
+    const of = type === MESSAGE.relation ? this.#transaction : subtransaction;
+    this.#spool.append(of, type, bytes, start, end);
   }
 
   /** A part of it was rolled back. Rows of such parts never go ahead. */

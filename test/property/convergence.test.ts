@@ -99,7 +99,7 @@ describe('three regions, each in its own order', () => {
           const expected = contentBy(fold(played.messages));
           for (const [index, { content, conflicts, receipts }] of replays.entries()) {
             expect(content).toEqual(expected);
-            expect(lines(conflicts)).toEqual(lines(expectedConflicts(played, REGIONS[index]!)));
+            expect(lines(conflicts)).toEqual(lines(expectedConflicts(played, REGIONS[index]!, manner)));
             expect(told(receipts.flatMap((each) => each.conflicts))).toEqual(told(conflicts));
             expect(receipts.every(({ parked }) => parked === 0)).toBe(true);
           }

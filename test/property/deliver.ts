@@ -82,7 +82,8 @@ export async function deliver(transactions: readonly Transaction[], delivery: De
     for (let row = 0; row < more; row++) messages.push(padding(origin!, delivery));
     const end = endOf(transaction);
     const sent = delivery.streamed
-      ? streamed(7, messages, [...messages].reverse(), end)
+      ? // Every streamed transaction describes its relations anew, and once: here in the part that is rolled back.
+        streamed(7, messages, [...describeTable(target.staging.table), ...[...messages].reverse()], end)
       : [begin(end - 10n), ...messages, commit(end)];
     for (const message of sent) await push(message);
   }

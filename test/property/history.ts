@@ -359,8 +359,12 @@ export function collapse(messages: readonly Message[]): Map<number, { tombstone?
 
 export type KeyedConflict = Conflict & { readonly key: number };
 
-/** The conflicts that a region's database must record while it goes through its events. */
-export function expectedConflicts(played: Played, region: Region): KeyedConflict[] {
+/** The conflicts that a region's database must record while it goes through its events. A streamed transaction shares no batch with another. */
+export function expectedConflicts(
+  played: Played,
+  region: Region,
+  { streamed }: { readonly streamed: boolean },
+): KeyedConflict[] {
   const states = new Map<number, State>();
   for (const [key, row] of played.before.get(region)!) states.set(key, { row, tombstone: undefined });
   const found: KeyedConflict[] = [];
@@ -391,7 +395,8 @@ export function expectedConflicts(played: Played, region: Region): KeyedConflict
       }
       for (const [key, { row }] of event.states) if (row) meet(key, { kind: 'insert', ...row, first: row.parent });
     } else {
-      for (const batch of batchesOf(event.transactions, event.rows)) {
+      const together = streamed ? event.transactions.map((each) => [each]) : [event.transactions];
+      for (const batch of together.flatMap((transactions) => batchesOf(transactions, event.rows))) {
         for (const [key, { tombstone, row }] of collapse(batch)) {
           const here = visible(states.get(key) ?? UNKNOWN);
           // A deleter who has since updated the row that is here has taken the delete back: it meets nothing.

@@ -81,6 +81,14 @@ const described = (transaction: number): Buffer[] =>
   describeTable(NOTES).map((message) => within(transaction, message));
 
 describe('a transaction streamed while it runs', () => {
+  it('keeps what relations look like when the part that told of them is rolled back', () => {
+    const { push, takeAll, ids } = open();
+    push(start(7), ...describeTable(NOTES).map((message) => within(8, message)), within(8, row(1)), stop);
+    push(abort(7, 8), start(7), within(7, row(2)), stop, streamCommit(7, 100n));
+    takeAll();
+    expect(ids).toEqual([2]);
+  });
+
   it('is nothing until its commit, then comes whole and in order', () => {
     const { decoder, push, takeAll, ids } = open();
     push(start(7), ...described(7), within(7, row(1)), stop);
