@@ -6,6 +6,7 @@ import { checkRecords } from '../../chaos/checks/registers.ts';
 import { type Asked, passed } from '../../chaos/checks/verdict.ts';
 import { History } from '../../chaos/history.ts';
 import { tablesWith } from '../../chaos/tables.ts';
+import { tornIn } from '../../chaos/watch.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 
 /** Every checker of a storm is shown one violation of its law, planted behind replication's back, and then none. */
@@ -134,6 +135,17 @@ test('INV-A: a group of which a part is there, one that is missing and one that 
     ['insert into parents values (1, 2, 0)', 'insert into children values (1, 1, null, 0)'],
     async () => expect(await check()).toMatch(/family 1 shows 1 of 2/),
     ['delete from parents', 'delete from children'],
+  );
+  // Of a table that the region owes it may show a part.
+  const frankfurt = regions[1]!;
+  await planted(
+    [
+      'create temp table kept as select * from entries where id = 1',
+      'delete from entries where id = 1',
+      `insert into coregent.paused (slot, table_id, table_name, reason) values ('s', 't', 'public.entries', 'planted')`,
+    ],
+    async () => expect((await tornIn(frankfurt.query)).torn).toEqual([]),
+    ['insert into entries select * from kept', 'delete from coregent.paused'],
   );
   history.groups.entries.get('tokyo/1')!.deleted = 'ok';
   expect(await check()).toMatch(/entries tokyo\/1 is back/);
