@@ -214,8 +214,7 @@ export class Peer {
       const error = classify(thrown, name);
       // A query that was under way is told of the end first, by an error that says nothing else.
       const [, where] = [...clients].find(([client]) => isClosed(client)) ?? [];
-      if (where === undefined || error.code !== 'unknown') throw error;
-      throw new CoregentError('peer_unreachable', error.message, { where, cause: thrown });
+      throw where === undefined || error.code !== 'unknown' ? error : connectionError(error.cause ?? error, where);
     } finally {
       over = true;
       clearInterval(vigil);

@@ -240,7 +240,7 @@ describe('a peer that says what PostgreSQL would not', () => {
       const { agent, log, peer } = await startVictim();
       try {
         await until(() => peer('tokyo').last_error?.code === code, {
-          what: `${code} to be shown; it is ${JSON.stringify(peer('tokyo')?.last_error)}`,
+          what: `${code} to be shown`,
         });
         expect(peer('tokyo').state).not.toBe('streaming');
         if (message) expect(peer('tokyo').last_error!.message).toMatch(message);
