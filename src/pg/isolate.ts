@@ -23,14 +23,18 @@ export interface Ways {
 const LEAVE_OUT_ROWS = 50;
 /** Rows that wait for each other are tried again so often at most while any of them succeeds. */
 const ROUNDS = 8;
-/** Parked rows that are tried again at a time. */
-const ADOPTED_ROWS = 500;
+/** Parked rows that are tried again at a time; if none of them finds its place, the others have their turn behind the next batch. */
+const ADOPTED_ROWS = 50;
 
 const WHOLE: GroupKind = { kind: 'update', unknown: [] };
 /** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
 const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
+/** Whether any row is parked: for the round trip of a commit, behind it. */
+export const ANY_PARKED: Step = { text: 'select exists (select from coregent.parked)' };
+/** Those of some tables that another row may make room for, or stands for, from behind a given one on. */
 const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
-  where sqlstate in ('23503', '23001') and table_name in (select jsonb_array_elements_text($1::jsonb)) order by version`;
+  where sqlstate in ('23503', '23001', '23505', '23P01') and table_name in (select jsonb_array_elements_text($1::jsonb))
+  order by id <= $2::int8, id limit $3::int4 for update skip locked`;
 
 /** Finds the rows of a batch that cannot be applied and parks them, so that all others are. Inside of a local transaction. */
 export class Isolation {
@@ -40,6 +44,8 @@ export class Isolation {
   readonly #foreign: ForeignKeys | undefined;
   readonly #held = new Held();
   #parked = 0;
+  /** The parked row that was tried last. */
+  #tried = '0';
 
   constructor(options: {
     ways: Ways;
@@ -117,21 +123,23 @@ export class Isolation {
   }
 
   /** Rows that wait for others of their transaction: all at once, for rings, then one by one as long as that helps any. */
-  async #tryAgain(blocked: readonly Blocked[]): Promise<readonly Blocked[]> {
-    let left = blocked;
-    for (let round = 0; left.length > 0 && round < ROUNDS; round++) {
-      const all = left;
+  async #tryAgain(places: readonly Place[]): Promise<readonly Blocked[]> {
+    let all = places;
+    let left: readonly Blocked[] = [];
+    for (let round = 0; all.length > 0 && round < ROUNDS; round++) {
+      const trying = all;
       const together = async (): Promise<void> => {
-        for (const { target, group, row } of all) await this.#ways.settle(target, group, tuplesOf([row]));
+        for (const { target, group, row } of trying) await this.#ways.settle(target, group, tuplesOf([row]));
       };
-      if (all.length > 1 && !(await this.#attempt(together))) return [];
+      if (trying.length > 1 && !(await this.#attempt(together))) return [];
       const still: Blocked[] = [];
-      for (const each of all) {
+      for (const each of trying) {
         const failure = await this.#attempt(() => this.#ways.settle(each.target, each.group, tuplesOf([each.row])));
         if (failure) still.push({ ...each, failure });
       }
       left = still;
-      if (still.length === all.length) break;
+      all = still;
+      if (still.length === trying.length) break;
     }
     return left;
   }
@@ -203,26 +211,46 @@ export class Isolation {
   }
 
   /**
-   * Where foreign keys fire: rows parked for want of another, by any peer, are tried again once a table near theirs has changed.
-   * `oids`: the tables that did. In local transactions of its own, behind the commit: whichever of the two commits second sees both.
+   * Rows parked, by any peer, for want of another row or of room are tried again once their table has changed, or one that foreign keys
+   * tie to it. `oids`: the tables that did. In local transactions of its own, behind the commit: whichever of two commits second sees both.
    */
-  async adopt(oids: Iterable<number>, begin: readonly Step[]): Promise<void> {
-    if (!this.#foreign) return;
-    const { must } = this.#ways;
-    const values = [JSON.stringify(this.#foreign.near(oids))];
-    const [any] = await must([{ text: `select exists (${WAITING})`, values }]);
-    if (any!.rows[0]![0] !== 't') return;
-    const results = await must([...begin, { text: `${WAITING} limit ${ADOPTED_ROWS} for update skip locked`, values }]);
+  async adopt(oids: Iterable<number>): Promise<void> {
     const byLabel = new Map([...this.#targets.values()].map((target) => [tableLabel(target.staging.table), target]));
-    for (const [id, label, kind, hex] of results.at(-1)!.rows) {
+    const labels =
+      this.#foreign?.near(oids) ?? [...oids].map((oid) => tableLabel(this.#targets.get(oid)!.staging.table));
+    let adopted: number;
+    do adopted = await this.#adoptSome(labels, byLabel);
+    while (adopted > 0);
+  }
+
+  /** Returns how many rows found their place. */
+  async #adoptSome(labels: readonly string[], byLabel: ReadonlyMap<string, Target>): Promise<number> {
+    const { must } = this.#ways;
+    const results = await must([
+      { text: 'begin' },
+      { text: `set constraints all ${this.#foreign ? 'deferred' : 'immediate'}` },
+      { text: WAITING, values: [JSON.stringify(labels), this.#tried, String(ADOPTED_ROWS)] },
+    ]);
+    const waiting = results.at(-1)!.rows.flatMap(([id, label, kind, hex]) => {
       const target = byLabel.get(label!);
-      if (!target) continue;
       const group: GroupKind = { kind: kind as GroupKind['kind'], unknown: [] };
-      const row = Buffer.from(hex!, 'hex');
-      if (await this.#attempt(() => this.#ways.settle(target, group, tuplesOf([row])))) continue;
-      await must([{ text: 'delete from coregent.parked where id = $1::int8', values: [id!] }]);
-      this.#parked--;
+      return target ? [{ id: id!, target, group, row: Buffer.from(hex!, 'hex') }] : [];
+    });
+    this.#tried = waiting.at(-1)?.id ?? '0';
+    const left = await this.#tryAgain(waiting);
+    const still = new Set(left.map(({ row }) => row));
+    for (const target of new Set(left.map((each) => each.target))) {
+      const ring = left.filter((each) => each.target === target && isUniqueViolation(each.failure.cause));
+      if (ring.length < 2 || (await this.#attempt(() => this.#ways.vacate(target, ring)))) continue;
+      for (const { row } of ring) still.delete(row);
     }
-    await must([{ text: 'commit' }]);
+    const adopted = waiting.filter(({ row }) => !still.has(row));
+    const ids = `{${adopted.map(({ id }) => id).join(',')}}`;
+    await must([
+      { text: 'delete from coregent.parked where id = any ($1::int8[])', values: [ids] },
+      { text: 'commit' },
+    ]);
+    this.#parked -= adopted.length;
+    return adopted.length;
   }
 }

@@ -6,7 +6,7 @@ import { copyStream, type Tuples } from '../wire/tuples.ts';
 import { Crossing, removeBuried } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import type { Place } from './held.ts';
-import { Isolation } from './isolate.ts';
+import { ANY_PARKED, Isolation } from './isolate.ts';
 import { passSteps } from './paused.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import {
@@ -85,6 +85,8 @@ export class Store {
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
   readonly #crossing = new Crossing();
+  /** Tables, by OID, that the transaction has rows of. */
+  readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
   /** A look behind a commit failed: every table is looked at before the next batch. Also so at the start. */
   #owesLook = true;
@@ -156,11 +158,13 @@ export class Store {
       this.#whole = batch.complete && !this.#open;
       if (this.#owesLook && !this.#open) {
         await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
-        await this.#isolation.adopt(this.#targets.keys(), this.#begin());
+        const [parked] = await this.#must([ANY_PARKED]);
+        if (parked!.rows[0]![0] === 't') await this.#isolation.adopt(this.#targets.keys());
         this.#owesLook = false;
       }
       for (const table of batch.tables.values()) {
         const target = this.#target(table);
+        this.#touched.add(target.staging.table.oid);
         for (const group of table.groups) {
           if (group.kind === 'insert') this.#note('inserted', target, () => asTombstones(target.staging, group));
         }
@@ -189,6 +193,7 @@ export class Store {
     this.#open = false;
     this.#queued = [];
     this.#crossing.clear();
+    this.#touched.clear();
     this.#isolation.rolledBack();
     await this.#client.query('rollback');
   }
@@ -221,7 +226,7 @@ export class Store {
       return undefined;
     }
     this.#pauses.delete(AT_ONCE);
-    return this.#committed(batch, results, this.#crossing.questions().length);
+    return this.#committed(batch, results);
   }
 
   #passSteps(batch: Batch): Step[] {
@@ -232,16 +237,22 @@ export class Store {
     this.#crossing.note(kind, target, this.#whole ? keys : undefined);
   }
 
-  /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction. */
-  async #committed(batch: Batch, results: readonly StepResult[], questions: number): Promise<LSN> {
-    const [committed, position, ...answers] = results.slice(results.length - 2 - questions);
+  /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction, and at what is parked. */
+  async #committed(batch: Batch, results: readonly StepResult[]): Promise<LSN> {
+    const behind = 3 + this.#crossing.questions().length;
+    const [committed, position, parked, ...answers] = results.slice(results.length - behind);
     if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
     this.#open = false;
+    const touched = [...this.#touched];
+    this.#touched.clear();
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
     try {
-      for (const recorded of await this.#crossing.settle(answers, (steps) => this.#must(steps))) this.#count(recorded);
-      const oids = [...batch.tables.values()].map(({ staging }) => staging.table.oid);
-      await this.#isolation.adopt(oids, this.#begin());
+      await this.#settleCrossing(answers);
+      if (parked!.rows[0]![0] === 't' && touched.length > 0) {
+        await this.#isolation.adopt(touched);
+        const questions = this.#crossing.questions();
+        if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
+      }
     } catch {
       // The batch stands. A lost connection shows at the next step, and the next session begins with the look.
       await this.#client.query('rollback').catch(() => {});
@@ -250,8 +261,12 @@ export class Store {
     return parseLsn(position!.rows[0]![0]!);
   }
 
+  async #settleCrossing(answers: readonly StepResult[]): Promise<void> {
+    for (const recorded of await this.#crossing.settle(answers, (steps) => this.#must(steps))) this.#count(recorded);
+  }
+
   #commitSteps(batch: Batch): Step[] {
-    const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }];
+    const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }, ANY_PARKED];
     steps.push(...this.#crossing.questions());
     const progress = this.#progress;
     if (progress && batch.endLsn !== undefined) {
@@ -282,7 +297,7 @@ export class Store {
         where: this.#progress?.slot ?? '',
       });
     }
-    return this.#committed(batch, results, this.#crossing.questions().length);
+    return this.#committed(batch, results);
   }
 
   async #run(steps: readonly Step[]): Promise<ScriptResult> {
