@@ -93,9 +93,13 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
     // A barrier only says what was received: rows and deletes that were passed over are yet to be joined, deletes among them.
     for (const { client, region } of clients) {
       if (await owesAnything(client)) {
-        throw new CoregentError('peer_behind', `a table pauses in ${region.name}, or is being joined`, {
-          where: region.name,
-        });
+        throw new CoregentError(
+          'peer_behind',
+          `in ${region.name} a table pauses or is being joined, or a row is parked that is tried again`,
+          {
+            where: region.name,
+          },
+        );
       }
     }
     let reaped = 0;

@@ -5,7 +5,16 @@ import type { Tuples } from '../wire/tuples.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import { type Blocked, Held, type Place } from './held.ts';
 import type { Step, StepResult } from './script.ts';
-import { type GroupKind, isForeignViolation, isUniqueViolation, keyOf, keysOf, tuplesOf, versionOf } from './steps.ts';
+import {
+  type GroupKind,
+  isForeignViolation,
+  isUniqueViolation,
+  keyOf,
+  keysOf,
+  RETRIED,
+  tuplesOf,
+  versionOf,
+} from './steps.ts';
 import type { FetchRows, Target } from './target.ts';
 
 /** What the store does with rows. Rejections with `apply_failed` are a row's fault. */
@@ -33,7 +42,7 @@ const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { tex
 export const ANY_PARKED: Step = { text: 'select exists (select from coregent.parked)' };
 /** Those of some tables that another row may make room for, or stands for, from behind a given one on. */
 const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
-  where sqlstate in ('23503', '23001', '23505', '23P01') and table_name in (select jsonb_array_elements_text($1::jsonb))
+  where sqlstate in (${RETRIED}) and table_name in (select jsonb_array_elements_text($1::jsonb))
   order by id <= $2::int8, id limit $3::int4 for update skip locked`;
 
 /** Finds the rows of a batch that cannot be applied and parks them, so that all others are. Inside of a local transaction. */

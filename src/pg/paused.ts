@@ -4,6 +4,7 @@ import type { Passed } from '../pipe/batch.ts';
 import { slotName } from './catalog.ts';
 import type { Queryable } from './connect.ts';
 import type { Step } from './script.ts';
+import { RETRIED } from './steps.ts';
 
 /** A table of a peer that this region owes a join; see `coregent.paused`. */
 export interface Owed {
@@ -152,10 +153,13 @@ export async function owesOwn(client: Queryable, slot: string, id: string): Prom
   return rows[0].owes;
 }
 
-/** Whether a region owes anything of any peer, or a table was not joined yet: then no region may forget a delete. */
+/**
+ * Whether a region owes anything of any peer, a table was not joined yet, or a row is parked that is tried again later:
+ * then no region may forget a delete.
+ */
 export async function owesAnything(client: Queryable): Promise<boolean> {
   const { rows } = await client.query(
-    `select exists (select from coregent.paused)
+    `select exists (select from coregent.paused) or exists (select from coregent.parked where sqlstate in (${RETRIED}))
       or exists (select from coregent.progress p cross join coregent.tables t
         where not exists (select from coregent.joined j where j.slot = p.slot and j.table_id = t.table_id)) as owes`,
   );

@@ -105,6 +105,9 @@ export function isForeignViolation(error: unknown): boolean {
 /** SQLSTATE classes that say something of a row, not of the moment; XX000 is a value that the server itself cannot read back. */
 const ROW_FAULTS = /^(22|23|42|44|2B|P0|XX000|XX001|54)/;
 
+/** SQLSTATEs of what keeps a row out only as long as other rows are as they are, as SQL: a foreign key, a unique value, an exclusion. */
+export const RETRIED = `'23503', '23001', '23505', '23P01'`;
+
 /** Of these, what says that the catalog, a table or a grant is not there: all rows would be parked for it, none at fault. */
 const STATEMENT_FAULTS = /^(42P01|42703|42501)$/;
 

@@ -99,4 +99,18 @@ test('J14: a storm of conflicts leaves the newest records, and a row that comes 
   for (const region of cluster.regions) {
     expect(await cluster.value(region, 'select count(*)::int from coregent.parked'), region).toBe(1);
   }
+
+  // INV-C: what is parked is tried again, and must not meet a row whose delete nobody remembers.
+  await cluster.query('tokyo', `insert into items values (3, 'gone')`);
+  await cluster.query('tokyo', 'delete from items where id = 3');
+  await cluster.confirmed();
+  const rounds = (): number => cluster.log('tokyo').filter(({ event }) => event === 'tombstones.kept').length;
+  const before = rounds();
+  await until(() => rounds() >= before + 2, { what: 'two rounds that keep what they find', deadlineMs: 30_000 });
+  expect(await tombstones(cluster, 'tokyo')).toBe(1);
+  await cluster.query('frankfurt', `update items set v = 'another' where id = 2`);
+  await cluster.query('tokyo', `insert into items values (4, 'behind which the parked row is tried')`);
+  await reaped(cluster, 'tokyo');
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from coregent.parked')).toBe(0);
 });
