@@ -77,8 +77,8 @@ export const errors = {
   slot_missing: { exit: 1, retry: 'never', cure: 'Run `coregent apply`: it makes the slot and joins the rows.' },
   slot_lost: {
     exit: 1,
-    retry: 'never',
-    cure: 'None needed: the peer dropped WAL that was still needed; the slot is made anew, and the rows are joined.',
+    retry: 'later',
+    cure: 'None needed: the slot, or WAL that it needed, was dropped; it is made anew, and the rows are joined.',
   },
   slot_busy: { exit: 1, retry: 'later', cure: 'Another agent of this region reads the slot; stop it or wait.' },
   slot_limit: { exit: 1, retry: 'later', cure: 'Raise max_replication_slots of that server, or drop unused slots.' },

@@ -100,7 +100,7 @@ export async function startWalsender(
         started = undefined;
         return true;
       case 'E':
-        end(classify(serverError(bytes.subarray(start, endAt))));
+        end(refusal(serverError(bytes.subarray(start, endAt)), started !== undefined));
         return false;
       case 'c':
         end(new CoregentError('peer_restarting', 'the peer ended the stream'));
@@ -230,4 +230,11 @@ function serverError(body: Buffer): Error {
   const fields = new Map<string, string>();
   for (const field of body.toString('utf8').split('\0')) if (field !== '') fields.set(field[0]!, field.slice(1));
   return Object.assign(new Error(fields.get('M') ?? 'unknown error'), { code: fields.get('C') });
+}
+
+/** What the server says; of a start it can miss nothing but the slot, which was there a moment ago. */
+function refusal(error: Error, starting: boolean): CoregentError {
+  const { code } = error as { code?: string };
+  if (starting && code === '42704') return new CoregentError('slot_lost', error.message, { cause: error });
+  return classify(error);
 }

@@ -76,7 +76,7 @@ describe('CoregentError', () => {
 
   it('takes exit code, retry and cure from the table', () => {
     const error = new CoregentError('slot_lost', 'gone');
-    expect([error.exit, error.retry, error.cure]).toEqual([1, 'never', errors.slot_lost.cure]);
+    expect([error.exit, error.retry, error.cure]).toEqual([1, 'later', errors.slot_lost.cure]);
     expect(new CoregentError('refused', 'no').exit).toBe(EXIT.refused);
   });
 
