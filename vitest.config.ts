@@ -71,7 +71,7 @@ export default defineConfig({
           include: ['test/chaos/**/*.test.ts'],
           globalSetup: majors,
           // Each file starts and breaks servers of its own.
-          maxWorkers: 2,
+          maxWorkers: 3,
           testTimeout: 300_000,
           hookTimeout: 120_000,
           sequence: { groupOrder: 4 },

@@ -3,7 +3,7 @@ import type { History } from '../history.ts';
 import type { Verdict } from './verdict.ts';
 
 /** A fault shorter than this is no test: a writer pauses, and large transactions take their time. */
-const LEAST_MS = 4_000;
+const LEAST_MS = 3_000;
 /** A writer may wait so long for a lock, or for the last fault to end, before it counts. */
 const SLACK_MS = 500;
 

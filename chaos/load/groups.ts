@@ -132,5 +132,5 @@ export const GROUPS: readonly Kind[] = [
   { name: 'group copied', weight: 3, run: copyGroup },
   { name: 'group out', weight: 10, run: deleteGroup },
   { name: 'bulk', weight: 0.6, run: bulk },
-  { name: 'family', weight: 4, run: family, regions: [0] },
+  { name: 'family', weight: 12, run: family, regions: [0] },
 ];

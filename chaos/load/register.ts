@@ -31,6 +31,11 @@ export async function register(
   options: RegisterOptions = {},
 ): Promise<Settle | undefined> {
   const { client, history, region, index } = work;
+  // A lock on a row that another writer deletes and inserts again finds neither: what it replaced would not be known.
+  await client.query('select pg_advisory_xact_lock(hashtext($1), hashtext(key)) from unnest($2::text[]) key', [
+    table.name,
+    [...keys].sort(),
+  ]);
   const buried = new Map([...(await readRows(client, table, keys))].map(([key, { version }]) => [key, version]));
   const before = await lockRows(client, table, keys, options.counts);
   await body();
@@ -42,7 +47,7 @@ export async function register(
     // What another region wrote may arrive in between.
     if (Number(row.version & 127n) !== index + 1) continue;
     const tombstone = buried.get(key);
-    const saw = [was?.version, tombstone, row.parent].filter((version) => version !== undefined);
+    const saw = [was?.version, tombstone, ...row.parents].filter((version) => version !== undefined);
     writes.push({
       table: table.name,
       key,
@@ -81,7 +86,8 @@ async function lockRows(
 
 interface After {
   readonly version: bigint;
-  readonly parent: bigint;
+  /** Of the row and of its tombstone. */
+  readonly parents: readonly bigint[];
   readonly image: string | null;
   readonly n: number | undefined;
 }
@@ -104,8 +110,10 @@ async function readRows(
   const found = new Map<string, After>();
   for (const row of rows) {
     const version = BigInt(row.version);
-    if ((found.get(row.key)?.version ?? -1n) > version) continue;
-    found.set(row.key, { version, parent: BigInt(row.parent), image: row.image, n: numberOf(row.n) });
+    const other = found.get(row.key);
+    const parents = [BigInt(row.parent), ...(other?.parents ?? [])];
+    const newest = other && other.version > version ? other : { version, image: row.image, n: numberOf(row.n) };
+    found.set(row.key, { ...newest, parents });
   }
   return found;
 }

@@ -11,5 +11,7 @@ test('every invariant holds after half a minute of load of every kind and random
   const lines: string[] = [];
   const results = await run(readOptions(['--minutes', '0.5', '--seed', String(seed)]), (line) => lines.push(line));
   console.info(report(results));
-  expect(results.passed, [...lines, report(results)].join('\n')).toBe(true);
+  // So short a run may not meet a case of every law; a longer one has to.
+  const violated = results.verdicts.flatMap(({ violations }) => violations);
+  expect([results.broken, ...violated], [...lines, report(results)].join('\n')).toEqual([undefined]);
 });
