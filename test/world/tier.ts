@@ -2,6 +2,7 @@ import pg from 'pg';
 import type { Tier } from '../../src/model/api.ts';
 import { grantsText } from '../../src/pg/grants.ts';
 import type { Query } from './rows.ts';
+import { until } from './until.ts';
 
 /** A role of least privilege. */
 export interface TierRole {
@@ -25,7 +26,7 @@ export async function makeTierRole(query: Query, { name, password }: TierRole, t
   const { rows } = await query(
     `select current_database() as database, current_setting('server_version_num')::int as version`,
   );
-  await query(grantsText({ role: name, ...rows[0], owners: [owner], exists: false }, tier));
+  await unhindered(() => query(grantsText({ role: name, ...rows[0], owners: [owner], exists: false }, tier)));
   await query(`alter role ${name} password '${password}'`);
 }
 
@@ -39,9 +40,17 @@ export async function dropTierRole(url: string, { name }: TierRole): Promise<voi
       name,
       `${name}_app`,
     ]);
-    for (const { rolname } of rows) await client.query(`drop owned by ${rolname}`);
+    for (const { rolname } of rows) await unhindered(() => client.query(`drop owned by ${rolname}`));
     for (const { rolname } of rows) await client.query(`drop role ${rolname}`);
   } finally {
     await client.end();
   }
+}
+
+/**
+ * Grants that all databases of a server share (on parameters) are one row, and PostgreSQL does not wait for another session
+ * that changes it, but fails: another test may be at it.
+ */
+async function unhindered(work: () => Promise<unknown>): Promise<void> {
+  await until(() => work().then(() => true), { what: 'grants to be changed' });
 }
