@@ -15,7 +15,7 @@ const everyMajor = (name: string, list: string) => ({
   test: {
     name,
     include: ['test/pg/agent.test.ts', 'test/property/regions.test.ts'],
-    env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: '10' },
+    env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: process.env.COREGENT_RUNS ?? '10' },
     globalSetup: [majors, servers],
     maxWorkers: 3,
     testTimeout: 60_000,

@@ -96,9 +96,7 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
         throw new CoregentError(
           'peer_behind',
           `in ${region.name} a table pauses or is being joined, or a row is parked that is tried again`,
-          {
-            where: region.name,
-          },
+          { where: region.name },
         );
       }
     }

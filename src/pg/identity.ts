@@ -43,6 +43,11 @@ export async function readKnown(client: Queryable): Promise<Omit<ServerIdentity,
   return systemIdentifier === null ? undefined : { systemIdentifier, timeline };
 }
 
+/** Whether two readings are of one server, not promoted in between. */
+export function sameServer(a: Omit<ServerIdentity, 'lsn'>, b: Omit<ServerIdentity, 'lsn'>): boolean {
+  return a.systemIdentifier === b.systemIdentifier && a.timeline === b.timeline;
+}
+
 /** Why a server cannot be the one that was followed, or a later one of the same history; undefined if it can. A promoted standby can. */
 export function strangeness(was: ServerIdentity, now: ServerIdentity): string | undefined {
   if (now.systemIdentifier !== was.systemIdentifier || now.timeline < was.timeline) {

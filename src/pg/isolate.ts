@@ -38,8 +38,8 @@ const ADOPTED_ROWS = 50;
 const WHOLE: GroupKind = { kind: 'update', unknown: [] };
 /** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
 const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
-/** Whether any row is parked: for the round trip of a commit, behind it. */
-export const ANY_PARKED: Step = { text: 'select exists (select from coregent.parked)' };
+/** Whether any row is parked, as SQL. */
+export const ANY_PARKED = 'exists (select from coregent.parked)';
 /** Those of some tables that another row may make room for, or stands for, from behind a given one on. */
 const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
   where sqlstate in (${RETRIED}) and table_name in (select jsonb_array_elements_text($1::jsonb))

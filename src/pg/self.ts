@@ -3,7 +3,15 @@ import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
 import { readInstalled, slotName } from './catalog.ts';
 import { type Queryable, transaction } from './connect.ts';
-import { readFollowed, readIdentity, readKnown, type ServerIdentity, strangeness, stranger } from './identity.ts';
+import {
+  readFollowed,
+  readIdentity,
+  readKnown,
+  type ServerIdentity,
+  sameServer,
+  strangeness,
+  stranger,
+} from './identity.ts';
 import { oweAll } from './paused.ts';
 import type { OpenRegion } from './setup.ts';
 
@@ -17,7 +25,7 @@ export async function knowSelf(local: pg.Client, config: Config, here: RegionCon
   return await transaction(local, async () => {
     await local.query('select from coregent.this_region for update');
     const known = await readKnown(local);
-    if (known?.systemIdentifier === now.systemIdentifier && known.timeline === now.timeline) return false;
+    if (known && sameServer(known, now)) return false;
     const why = known && strangeness({ ...now, ...known }, now);
     if (why !== undefined) throw stranger(here.name, why);
     await local.query('update coregent.this_region set system_identifier = $1, timeline = $2', [
@@ -36,7 +44,7 @@ export async function knowSelf(local: pg.Client, config: Config, here: RegionCon
  */
 export async function knowsSelf(client: Queryable): Promise<boolean> {
   const [now, known] = [await readIdentity(client), await readKnown(client)];
-  return !known || (known.systemIdentifier === now.systemIdentifier && known.timeline === now.timeline);
+  return !known || sameServer(known, now);
 }
 
 /** Throws `peer_identity` when a region is not the server that it was, or that another region has followed. */

@@ -158,7 +158,7 @@ export class Store {
       this.#whole = batch.complete && !this.#open;
       if (this.#owesLook && !this.#open) {
         await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
-        const [parked] = await this.#must([ANY_PARKED]);
+        const [parked] = await this.#must([{ text: `select ${ANY_PARKED}` }]);
         if (parked!.rows[0]![0] === 't') await this.#isolation.adopt(this.#targets.keys());
         this.#owesLook = false;
       }
@@ -239,8 +239,9 @@ export class Store {
 
   /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction, and at what is parked. */
   async #committed(batch: Batch, results: readonly StepResult[]): Promise<LSN> {
-    const behind = 3 + this.#crossing.questions().length;
-    const [committed, position, parked, ...answers] = results.slice(results.length - behind);
+    const behind = 2 + this.#crossing.questions().length;
+    const [committed, standing, ...answers] = results.slice(results.length - behind);
+    const [position, parked] = standing?.rows[0] ?? [];
     if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
     this.#open = false;
     const touched = [...this.#touched];
@@ -248,7 +249,7 @@ export class Store {
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
     try {
       await this.#settleCrossing(answers);
-      if (parked!.rows[0]![0] === 't' && touched.length > 0) {
+      if (parked === 't' && touched.length > 0) {
         await this.#isolation.adopt(touched);
         const questions = this.#crossing.questions();
         if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
@@ -258,7 +259,7 @@ export class Store {
       await this.#client.query('rollback').catch(() => {});
       this.#owesLook = true;
     }
-    return parseLsn(position!.rows[0]![0]!);
+    return parseLsn(position!);
   }
 
   async #settleCrossing(answers: readonly StepResult[]): Promise<void> {
@@ -266,7 +267,7 @@ export class Store {
   }
 
   #commitSteps(batch: Batch): Step[] {
-    const steps: Step[] = [{ text: 'commit' }, { text: 'select pg_current_wal_insert_lsn()::text' }, ANY_PARKED];
+    const steps: Step[] = [{ text: 'commit' }, { text: `select pg_current_wal_insert_lsn()::text, ${ANY_PARKED}` }];
     steps.push(...this.#crossing.questions());
     const progress = this.#progress;
     if (progress && batch.endLsn !== undefined) {

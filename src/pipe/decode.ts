@@ -236,10 +236,8 @@ export class Decoder {
       case MESSAGE.relation: {
         const relation = parseRelation(bytes, start + 1, end);
         const route = this.#options.route(relation);
-        const passing = route !== undefined && 'reason' in route ? route : undefined;
-        if (passing) this.#passing.set(relation.id, passing);
-        else this.#passing.delete(relation.id);
-        this.#routes.set(relation.id, route !== undefined && 'reason' in route ? undefined : route);
+        if (route !== undefined && 'reason' in route) this.#learn(relation.id, undefined, route);
+        else this.#learn(relation.id, route, undefined);
         return;
       }
       case MESSAGE.origin:
@@ -251,6 +249,13 @@ export class Decoder {
       default:
         throw violation(`a message of kind ${bytes[start]}`);
     }
+  }
+
+  /** From now on rows of the relation go this way, or are passed over, or are of no interest. */
+  #learn(id: number, route: Route | undefined, passing: Passing | undefined): void {
+    this.#routes.set(id, route);
+    if (passing) this.#passing.set(id, passing);
+    else this.#passing.delete(id);
   }
 
   #commit(endLsn: LSN, committedAtMs: number): void {
@@ -323,12 +328,7 @@ export class Decoder {
     this.#position = endLsn;
     const inner = stream.decoder;
     this.#foreign += inner.#foreign;
-    for (const [id, route] of inner.#routes) this.#routes.set(id, route);
-    for (const id of inner.#routes.keys()) {
-      const passing = inner.#passing.get(id);
-      if (passing) this.#passing.set(id, passing);
-      else this.#passing.delete(id);
-    }
+    for (const [id, route] of inner.#routes) this.#learn(id, route, inner.#passing.get(id));
     for (const [table, least] of inner.#least) this.#least.set(table, least);
     stream.close();
   }

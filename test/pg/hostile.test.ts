@@ -43,8 +43,15 @@ afterAll(async () => {
   await cluster[Symbol.asyncDispose]();
 });
 
+/** At its end the agent stops and the peer is honest again. */
+interface Victim extends AsyncDisposable {
+  readonly agent: Agent;
+  readonly log: readonly LogLine[];
+  peer(name: string): PeerStatus;
+}
+
 /** The agent of frankfurt, whose way to tokyo leads through the hostile peer; the way to virginia is an honest one. */
-async function startVictim(): Promise<{ agent: Agent; log: LogLine[]; peer(name: string): PeerStatus }> {
+async function startVictim(): Promise<Victim> {
   const file = JSON.parse(await readFile(cluster.configFile, 'utf8'));
   file.regions.tokyo.url = Object.assign(new URL(file.regions.tokyo.url), { port: String(hostile.port) }).href;
   const log: LogLine[] = [];
@@ -55,7 +62,11 @@ async function startVictim(): Promise<{ agent: Agent; log: LogLine[]; peer(name:
     log: createLogger({ level: 'debug', region: 'frankfurt', to }),
   });
   const peer = (name: string): PeerStatus => agent.status().peers.find(({ region }) => region === name)!;
-  return { agent, log, peer };
+  const end = async (): Promise<void> => {
+    hostile.turn();
+    await agent.stop();
+  };
+  return { agent, log, peer, [Symbol.asyncDispose]: end };
 }
 
 /** A new row of a region arrives in frankfurt. */
@@ -237,31 +248,27 @@ describe('a peer that says what PostgreSQL would not', () => {
     '$what: an error that is shown, nothing of it applied, and the link goes on when the peer is honest again',
     async ({ code, message, says }) => {
       hostile.turn(says);
-      const { agent, log, peer } = await startVictim();
-      try {
-        await until(() => peer('tokyo').last_error?.code === code, {
-          what: `${code} to be shown`,
-        });
-        expect(peer('tokyo').state).not.toBe('streaming');
-        if (message) expect(peer('tokyo').last_error!.message).toMatch(message);
-        const told = log.find((line) => line.code === code || line.event === 'clock.ahead');
-        expect(told).toBeDefined();
-        if (code !== 'clock_ahead') expect(told!.retry_in_ms).toBeGreaterThan(0);
-        await arrives('virginia');
-        expect(await garbage()).toBe(0);
-        hostile.turn();
-        await arrives('tokyo');
-        await until(() => peer('tokyo').state === 'streaming', { what: 'the link to stream' });
-        expect(peer('tokyo').last_error).toBeNull();
-        expect(await garbage()).toBe(0);
-        // What came of the far future has left no trace in the clock.
-        await cluster.query('frankfurt', 'insert into notes values ($1, $2)', [++marker, 'here']);
-        const ahead = `select (max(_coregent_version) >> 7) / 1000000 - extract(epoch from clock_timestamp()) < 60 from notes`;
-        expect(await cluster.value('frankfurt', ahead)).toBe(true);
-      } finally {
-        hostile.turn();
-        await agent.stop();
-      }
+      await using victim = await startVictim();
+      const { log, peer } = victim;
+      await until(() => peer('tokyo').last_error?.code === code, {
+        what: `${code} to be shown`,
+      });
+      expect(peer('tokyo').state).not.toBe('streaming');
+      if (message) expect(peer('tokyo').last_error!.message).toMatch(message);
+      const told = log.find((line) => line.code === code || line.event === 'clock.ahead');
+      expect(told).toBeDefined();
+      if (code !== 'clock_ahead') expect(told!.retry_in_ms).toBeGreaterThan(0);
+      await arrives('virginia');
+      expect(await garbage()).toBe(0);
+      hostile.turn();
+      await arrives('tokyo');
+      await until(() => peer('tokyo').state === 'streaming', { what: 'the link to stream' });
+      expect(peer('tokyo').last_error).toBeNull();
+      expect(await garbage()).toBe(0);
+      // What came of the far future has left no trace in the clock.
+      await cluster.query('frankfurt', 'insert into notes values ($1, $2)', [++marker, 'here']);
+      const ahead = `select (max(_coregent_version) >> 7) / 1000000 - extract(epoch from clock_timestamp()) < 60 from notes`;
+      expect(await cluster.value('frankfurt', ahead)).toBe(true);
     },
   );
 
@@ -272,33 +279,24 @@ describe('a peer that says what PostgreSQL would not', () => {
   ])('J8: a relation %s is passed over, and its rows with it', async (_, names) => {
     const other = Buffer.concat([described.subarray(0, 5), ...names, described.subarray(5 + 'public0notes0'.length)]);
     hostile.turn(inTransaction(other, row(stamp())));
-    const { agent } = await startVictim();
-    try {
-      await until(() => hostile.streams > 0, { what: 'the stream' });
-      await arrives('virginia');
-      expect(await garbage()).toBe(0);
-      hostile.turn();
-      await arrives('tokyo');
-      expect(await garbage()).toBe(0);
-    } finally {
-      hostile.turn();
-      await agent.stop();
-    }
+    await using _victim = await startVictim();
+    await until(() => hostile.streams > 0, { what: 'the stream' });
+    await arrives('virginia');
+    expect(await garbage()).toBe(0);
+    hostile.turn();
+    await arrives('tokyo');
+    expect(await garbage()).toBe(0);
   });
 
   test('J3: rows in the name of another region are left out, and said nothing of', async () => {
     hostile.turn(
       inTransaction(row(stamp(Date.now(), 3)), row(stamp(Date.now(), 2), 1_001), row(stamp(Date.now(), 126), 1_002)),
     );
-    const { agent, peer } = await startVictim();
-    try {
-      await until(() => hostile.streams > 0 && peer('tokyo').state === 'streaming', { what: 'the stream' });
-      await arrives('virginia');
-      expect(await garbage()).toBe(0);
-    } finally {
-      hostile.turn();
-      await agent.stop();
-    }
+    await using victim = await startVictim();
+    const { peer } = victim;
+    await until(() => hostile.streams > 0 && peer('tokyo').state === 'streaming', { what: 'the stream' });
+    await arrives('virginia');
+    expect(await garbage()).toBe(0);
   });
 
   test('an honest stream in chunks of one byte is understood', async () => {
@@ -313,35 +311,26 @@ describe('a peer that says what PostgreSQL would not', () => {
         }
       }
     });
-    const { agent } = await startVictim();
-    try {
-      await until(() => cluster.value('frankfurt', 'select v from notes where id = $1', [id]), { what: 'the row' });
-      expect(await cluster.value('frankfurt', 'select v from notes where id = $1', [id])).toBe('byte by byte');
-      hostile.turn();
-      // Its end was made up: from here on the real WAL is beyond it.
-      await arrives('tokyo');
-    } finally {
-      hostile.turn();
-      await agent.stop();
-    }
+    await using _victim = await startVictim();
+    await until(() => cluster.value('frankfurt', 'select v from notes where id = $1', [id]), { what: 'the row' });
+    expect(await cluster.value('frankfurt', 'select v from notes where id = $1', [id])).toBe('byte by byte');
+    hostile.turn();
+    // Its end was made up: from here on the real WAL is beyond it.
+    await arrives('tokyo');
   });
 
   test('values that are not of the column’s type are refused, and the table stays as it is', async () => {
     hostile.turn(inTransaction(insert(NOTES, [Buffer.from('abc'), text(GARBAGE), int8(stamp()), NO_PARENT])));
-    const { agent, log } = await startVictim();
-    try {
-      await until(() => log.some((line) => line.event === 'row.parked' || line.event === 'peer.retry'), {
-        what: 'a word about it',
-      });
-      await arrives('virginia');
-      expect(await garbage()).toBe(0);
-      hostile.turn();
-      await arrives('tokyo');
-      expect(await garbage()).toBe(0);
-    } finally {
-      hostile.turn();
-      await agent.stop();
-    }
+    await using victim = await startVictim();
+    const { log } = victim;
+    await until(() => log.some((line) => line.event === 'row.parked' || line.event === 'peer.retry'), {
+      what: 'a word about it',
+    });
+    await arrives('virginia');
+    expect(await garbage()).toBe(0);
+    hostile.turn();
+    await arrives('tokyo');
+    expect(await garbage()).toBe(0);
   });
 
   test('a transaction without an end takes no more memory than a batch, delays nobody else, and leaves nothing', async () => {
@@ -358,20 +347,15 @@ describe('a peer that says what PostgreSQL would not', () => {
       }
     });
     const before = memoryMiB();
-    const { agent } = await startVictim();
-    try {
-      await until(() => said > 100_000, { what: '100 MB of rows to be said', deadlineMs: 50_000 });
-      // Garbage counts as well until it is collected; what is held would only grow.
-      await until(() => memoryMiB() - before < 60, { what: 'no more than 60 MB to be in use', deadlineMs: 20_000 });
-      await arrives('virginia');
-      expect(await garbage()).toBe(0);
-      hostile.turn();
-      await arrives('tokyo');
-      expect(await garbage()).toBe(0);
-    } finally {
-      hostile.turn();
-      await agent.stop();
-    }
+    await using _victim = await startVictim();
+    await until(() => said > 100_000, { what: '100 MB of rows to be said', deadlineMs: 50_000 });
+    // Garbage counts as well until it is collected; what is held would only grow.
+    await until(() => memoryMiB() - before < 60, { what: 'no more than 60 MB to be in use', deadlineMs: 20_000 });
+    await arrives('virginia');
+    expect(await garbage()).toBe(0);
+    hostile.turn();
+    await arrives('tokyo');
+    expect(await garbage()).toBe(0);
   });
 
   test('J3: a peer whose WAL ends before what was applied of it is another peer, said with the cure', async () => {

@@ -12,6 +12,20 @@ import {
 import { makeRoute, missingColumns } from '../../src/pipe/decode.ts';
 import type { Relation } from '../../src/wire/pgoutput.ts';
 
+/** A table with a key and a text. */
+export const NOTES: Table = {
+  oid: 1,
+  schema: 'public',
+  name: 'notes',
+  columns: [
+    { name: 'id', oid: 23, type: 'integer', collation: '', identityAlways: false },
+    { name: 'a', oid: 25, type: 'text', collation: '', identityAlways: false },
+  ],
+  key: ['id'],
+  keyEquals: ['='],
+  exactKey: true,
+};
+
 /** Routes a peer's relations to one table here and to its tombstones, as the agent does; other relations go nowhere. */
 export function routeTo(staging: Staging): (relation: Relation) => Route | Passing | undefined {
   const { table } = staging;

@@ -1,28 +1,15 @@
 import fc from 'fast-check';
 import { expect, it } from 'vitest';
 import { LSN_ZERO } from '../../src/model/lsn.ts';
-import type { Table } from '../../src/model/table.ts';
 import { makeVersion } from '../../src/model/version.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { MESSAGE } from '../../src/wire/pgoutput.ts';
 import { begin, commit, describeTable, insert, int4, int8, ROWS, relation, text } from './encode.ts';
-import { routeTo, stagedOf, stagingOf } from './staged.ts';
+import { NOTES, routeTo, stagedOf, stagingOf } from './staged.ts';
 
 /** Cases; thousands find what hundreds do not. */
 const RUNS = Number(process.env.COREGENT_RUNS ?? 300);
 const PEER = 3;
-const NOTES: Table = {
-  oid: 1,
-  schema: 'public',
-  name: 'notes',
-  columns: [
-    { name: 'id', oid: 23, type: 'integer', collation: '', identityAlways: false },
-    { name: 'a', oid: 25, type: 'text', collation: '', identityAlways: false },
-  ],
-  key: ['id'],
-  keyEquals: ['='],
-  exactKey: true,
-};
 /** A table of the same name that lacks a column: its rows are passed over. */
 const PAUSED = 9;
 

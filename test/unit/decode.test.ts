@@ -2,7 +2,6 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { CoregentError } from '../../src/model/error.ts';
 import { LSN_ZERO, lsnOf } from '../../src/model/lsn.ts';
-import type { Table } from '../../src/model/table.ts';
 import { makeVersion, type Version } from '../../src/model/version.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
@@ -19,20 +18,7 @@ import {
   text,
   update,
 } from '../property/encode.ts';
-import { routeTo, stagedOf, stagingOf } from '../property/staged.ts';
-
-const NOTES: Table = {
-  oid: 1,
-  schema: 'public',
-  name: 'notes',
-  columns: [
-    { name: 'id', oid: 23, type: 'integer', collation: '', identityAlways: false },
-    { name: 'a', oid: 25, type: 'text', collation: '', identityAlways: false },
-  ],
-  key: ['id'],
-  keyEquals: ['='],
-  exactKey: true,
-};
+import { NOTES, routeTo, stagedOf, stagingOf } from '../property/staged.ts';
 
 const PEER = 3;
 const mine = (micros: number): Version => makeVersion(BigInt(micros), PEER);

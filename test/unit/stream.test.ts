@@ -1,25 +1,12 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { LSN_ZERO, lsnOf } from '../../src/model/lsn.ts';
-import type { Table } from '../../src/model/table.ts';
 import { makeVersion } from '../../src/model/version.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { Spool } from '../../src/pipe/spool.ts';
 import { begin, commit, describeTable, insert, int4, int8, ROWS, text } from '../property/encode.ts';
-import { routeTo, stagedOf, stagingOf } from '../property/staged.ts';
+import { NOTES, routeTo, stagedOf, stagingOf } from '../property/staged.ts';
 
-const NOTES: Table = {
-  oid: 1,
-  schema: 'public',
-  name: 'notes',
-  columns: [
-    { name: 'id', oid: 23, type: 'integer', collation: '', identityAlways: false },
-    { name: 'a', oid: 25, type: 'text', collation: '', identityAlways: false },
-  ],
-  key: ['id'],
-  keyEquals: ['='],
-  exactKey: true,
-};
 const PEER = 3;
 
 const row = (id: number): Buffer =>
