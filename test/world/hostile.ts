@@ -85,9 +85,12 @@ export async function startHostilePeer(url: string): Promise<HostilePeer> {
 
 function speakerTo(client: Socket, start: bigint): Speaker {
   const raw = async (bytes: Buffer): Promise<void> => {
-    if (!client.destroyed && !client.write(bytes)) {
-      await Promise.race([once(client, 'drain'), once(client, 'close')]).catch(() => {});
-    }
+    if (client.destroyed || client.write(bytes)) return;
+    const told = new AbortController();
+    const { signal } = told;
+    await Promise.race([once(client, 'drain', { signal }), once(client, 'close', { signal })]).catch(() => {});
+    // The one that did not come takes its listeners with it.
+    told.abort();
   };
   return {
     start,
