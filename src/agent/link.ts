@@ -4,7 +4,7 @@ import type { LastError, PeerState, PeerStatus, Tier } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO } from '../model/lsn.ts';
 import type { Owed } from '../pg/paused.ts';
-import type { Receipt, Store } from '../pg/store.ts';
+import type { Receipt, Settled, Store } from '../pg/store.ts';
 import type { Walsender } from '../pg/walsender.ts';
 import type { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch } from '../pipe/batch.ts';
@@ -113,23 +113,30 @@ export class Link {
   applied(batch: Batch, receipt: Receipt, tookMs: number): void {
     const { log, metrics } = this.#options;
     const peer = this.#options.peer.name;
-    const { rows, conflicts, parked } = receipt;
+    const { rows } = receipt;
     if (!this.parts.decoder?.ready) this.pendingSinceMs = undefined;
     this.#transactions += batch.transactions;
     this.#rows += rows;
-    this.#conflicts += conflicts.length;
-    this.#parked += parked;
     const labels = { origin: peer };
     metrics.transactionsApplied.inc(labels, batch.transactions);
     metrics.rowsApplied.inc(labels, rows);
     metrics.batchRows.observe(labels, rows);
     metrics.applySeconds.observe(labels, tookMs / 1000);
+    this.settled(receipt);
+    log.event('batch.applied', { peer, rows, transactions: batch.transactions });
+  }
+
+  /** Tells of rows that were no plain successors, behind a batch too. */
+  settled({ conflicts, parked }: Settled): void {
+    const { log, metrics } = this.#options;
+    const peer = this.#options.peer.name;
+    this.#conflicts += conflicts.length;
+    this.#parked += parked;
     for (const { kind, outcome } of conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
     const twins = conflicts.filter((conflict) => conflict.equalVersions).length;
     if (conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: conflicts.length });
     if (twins > 0) log.event('version.equal', { peer, rows: twins });
     if (parked > 0) log.event('row.parked', { peer, rows: parked });
-    log.event('batch.applied', { peer, rows, transactions: batch.transactions });
   }
 
   /** Rows waiting here because they could not be applied, since the agent started. */

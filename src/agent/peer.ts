@@ -281,6 +281,8 @@ export class Peer {
       reachClock: (batch) => this.#reachClock(batch, clock, stopping),
       apply: (batch) =>
         this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),
+      owes: () => store.owesTries,
+      settle: async () => link.settled(await store.tryParked()),
       applied: (batch, receipt, tookMs) => {
         if (receipt.localLsn !== undefined && this.#isolate) {
           this.#isolate = false;

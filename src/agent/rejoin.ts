@@ -143,6 +143,7 @@ export class Rejoin {
       const joined = await joinTable(peer, store, target!, {
         from: owed.minVersion,
         ready: reachClock,
+        known: apply,
         onRows: (more) => {
           rows += more;
           told(owed.id, rows);

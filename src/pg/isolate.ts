@@ -20,6 +20,8 @@ import type { FetchRows, Target } from './target.ts';
 /** What the store does with rows. Rejections with `apply_failed` are a row's fault. */
 export interface Ways {
   must(steps: readonly Step[]): Promise<readonly StepResult[]>;
+  /** Sends these ahead of the next steps, so that they cost no round trip of their own. */
+  queue(steps: readonly Step[]): void;
   settle(target: Target, group: GroupKind, records: Tuples): Promise<void>;
   /** Lets unique values change places between rows of one table. */
   vacate(target: Target, places: readonly Place[]): Promise<void>;
@@ -171,9 +173,9 @@ export class Isolation {
 
   /** Does the work under a savepoint; a row's fault undoes it and is returned, anything else is thrown. */
   async #attempt(work: () => Promise<void>): Promise<CoregentError | undefined> {
-    const { must, mark } = this.#ways;
+    const { must, queue, mark } = this.#ways;
     const undo = mark();
-    await must([{ text: 'savepoint isolated' }]);
+    queue([{ text: 'savepoint isolated' }]);
     try {
       await work();
       await must([...(this.#foreign ? CHECK : []), { text: 'release savepoint isolated' }]);
@@ -181,7 +183,7 @@ export class Isolation {
     } catch (error) {
       if (!(error instanceof CoregentError) || error.code !== 'apply_failed') throw error;
       undo();
-      await must([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
+      queue([{ text: 'rollback to savepoint isolated' }, { text: 'release savepoint isolated' }]);
       return error;
     }
   }

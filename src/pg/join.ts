@@ -8,6 +8,7 @@ import { Batch, type Route, textsOf } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
+import { leaveOutKnown } from './known.ts';
 import type { Receipt, Store } from './store.ts';
 import type { Target } from './target.ts';
 
@@ -29,6 +30,8 @@ export interface JoinOptions {
   readonly from?: Version;
   /** Waits until a batch may become visible. */
   readonly ready?: (batch: Batch) => Promise<void>;
+  /** The connection that applies, where most rows are likely to be there already: these are left out. */
+  readonly known?: pg.Client;
 }
 
 /** What joining a table's rows did. */
@@ -46,7 +49,7 @@ export async function joinTable(
   peer: pg.Client,
   store: Store,
   target: Target,
-  { onRows = () => {}, only, from: least, ready }: JoinOptions = {},
+  { onRows = () => {}, only, from: least, ready, known }: JoinOptions = {},
 ): Promise<Joined> {
   let rows = 0;
   let conflicts = 0;
@@ -63,8 +66,10 @@ export async function joinTable(
     let batch = new Batch();
     const take = async (): Promise<void> => {
       if (batch.rows === 0) return;
+      if (known) await leaveOutKnown(known, target, batch);
       await ready?.(batch);
       conflicts += (await applyPatiently(store, batch)).conflicts.length;
+      conflicts += (await store.tryParked()).conflicts.length;
       rows += batch.rows;
       onRows(batch.rows);
       batch = new Batch();

@@ -32,12 +32,17 @@ export interface RecordedConflict {
   readonly equalVersions: boolean;
 }
 
+/** What became of rows that were no plain successors. */
+export interface Settled {
+  readonly conflicts: readonly RecordedConflict[];
+  /** Rows parked, less those that found their place after all. */
+  readonly parked: number;
+}
+
 /** What applying a batch did. */
-export interface Receipt {
+export interface Receipt extends Settled {
   /** Local WAL position behind the commit; `undefined` while the local transaction is still open. */
   readonly localLsn: LSN | undefined;
-  readonly conflicts: readonly RecordedConflict[];
-  readonly parked: number;
   /** Rows written, of those received. */
   readonly rows: number;
 }
@@ -85,6 +90,8 @@ export class Store {
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
   readonly #crossing = new Crossing();
+  /** Tables, by OID, that changed since parked rows were tried again. */
+  readonly #untried = new Set<number>();
   /** Tables, by OID, that the transaction has rows of. */
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
@@ -112,6 +119,7 @@ export class Store {
     this.#isolation = new Isolation({
       ways: {
         must: (steps) => this.#must(steps),
+        queue: (steps) => this.#queued.push(...steps),
         settle: (target, group, records) => this.#settle(target, group, records),
         vacate: (target, places) => this.#vacate(target, places),
         fetch: this.#fetch,
@@ -145,6 +153,7 @@ export class Store {
 
   /**
    * Applies a batch and, if it is complete, commits it together with the progress.
+   * Behind it {@link tryParked} is due.
    * Throws `apply_interrupted` (retry), `apply_failed` (retry with faults isolated), `progress_fenced`, or a lost connection.
    */
   async apply(batch: Batch): Promise<Receipt> {
@@ -158,8 +167,7 @@ export class Store {
       this.#whole = batch.complete && !this.#open;
       if (this.#owesLook && !this.#open) {
         await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
-        const [parked] = await this.#must([{ text: `select ${ANY_PARKED}` }]);
-        if (parked!.rows[0]![0] === 't') await this.#isolation.adopt(this.#targets.keys());
+        for (const oid of this.#targets.keys()) this.#untried.add(oid);
         this.#owesLook = false;
       }
       for (const table of batch.tables.values()) {
@@ -237,29 +245,50 @@ export class Store {
     this.#crossing.note(kind, target, this.#whole ? keys : undefined);
   }
 
-  /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction, and at what is parked. */
+  /** The commit is done: where the local WAL stood then. Looks once more at what may have crossed another transaction. */
   async #committed(batch: Batch, results: readonly StepResult[]): Promise<LSN> {
     const behind = 2 + this.#crossing.questions().length;
     const [committed, standing, ...answers] = results.slice(results.length - behind);
     const [position, parked] = standing?.rows[0] ?? [];
     if (committed!.command !== 'COMMIT') throw new CoregentError('apply_interrupted', 'the commit became a rollback');
     this.#open = false;
-    const touched = [...this.#touched];
+    for (const oid of this.#touched) this.#untried.add(oid);
     this.#touched.clear();
+    if (parked !== 't') this.#untried.clear();
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
-    try {
-      await this.#settleCrossing(answers);
-      if (parked === 't' && touched.length > 0) {
-        await this.#isolation.adopt(touched);
+    await this.#orLater(() => this.#settleCrossing(answers));
+    return parseLsn(position!);
+  }
+
+  /** Whether {@link tryParked} is due: rows are parked whose tables have changed. */
+  get owesTries(): boolean {
+    return this.#untried.size > 0 && !this.#open;
+  }
+
+  /** Tries parked rows again that may find their place now. What fails is tried by the next call. */
+  async tryParked(): Promise<Settled> {
+    this.#conflicts = [];
+    if (this.owesTries) {
+      const oids = [...this.#untried];
+      this.#untried.clear();
+      await this.#orLater(async () => {
+        await this.#isolation.adopt(oids);
         const questions = this.#crossing.questions();
         if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
-      }
+      });
+    }
+    return { conflicts: this.#conflicts, parked: this.#isolation.takeParked() };
+  }
+
+  /** What was committed stands whatever fails behind it: then the next batch or session begins with a look. */
+  async #orLater(work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
     } catch {
-      // The batch stands. A lost connection shows at the next step, and the next session begins with the look.
+      this.#queued = [];
       await this.#client.query('rollback').catch(() => {});
       this.#owesLook = true;
     }
-    return parseLsn(position!);
   }
 
   async #settleCrossing(answers: readonly StepResult[]): Promise<void> {

@@ -20,6 +20,9 @@ export interface PipeParts<R extends Applied> {
   readonly reachClock: (batch: Batch) => Promise<void>;
   /** stage, resolve and commit. */
   readonly apply: (batch: Batch) => Promise<R>;
+  /** Whether applying left parked rows to be tried again; until that is done, nothing is acknowledged. */
+  readonly owes: () => boolean;
+  readonly settle: () => Promise<void>;
   /** acknowledge: what is durable here, and no more. */
   readonly acks: Acknowledger;
   /** Told of each batch, with the time that applying took, in ms. */
@@ -30,6 +33,8 @@ export interface PipeParts<R extends Applied> {
 
 /** A batch that still grows is taken so many ms after the last one at the latest. */
 const GROW_MS = 20;
+/** While batches wait, one part in so many of the time at most goes to parked rows. */
+const SETTLE_SHARE = 10;
 
 /** One peer's changes on their way from its WAL into this region: `decode → batch → stage → resolve → commit → acknowledge`. */
 export class Pipe<R extends Applied> {
@@ -41,7 +46,7 @@ export class Pipe<R extends Applied> {
     this.#parts = parts;
   }
 
-  /** Whether a batch is being applied. */
+  /** Whether a batch is being applied, or its acknowledgement waits for {@link PipeParts.settle}. */
   get applying(): boolean {
     return this.#applying;
   }
@@ -55,11 +60,28 @@ export class Pipe<R extends Applied> {
 
   /** Runs until a part throws. While a batch commits, the next one fills: the slower the commit, the larger the batch. */
   async run(): Promise<never> {
-    const { decoder, resume, more, reachClock, apply, acks, applied, wait } = this.#parts;
+    const { decoder, resume, more, reachClock, apply, owes, settle, acks, applied, wait } = this.#parts;
+    let unsaid: Parameters<Acknowledger['applied']> | undefined;
+    let settleAtMs = 0;
+    const say = (): void => {
+      if (unsaid && !owes()) {
+        acks.applied(...unsaid);
+        unsaid = undefined;
+      }
+      this.#applying = unsaid !== undefined;
+    };
+    const settleNow = async (): Promise<void> => {
+      const began = performance.now();
+      await wait(settle());
+      const ended = performance.now();
+      settleAtMs = ended + (ended - began) * SETTLE_SHARE;
+      say();
+    };
     for (;;) {
       const freeAtMs = performance.now();
       while (!decoder.ready || (more() && !decoder.full && performance.now() - freeAtMs < GROW_MS)) {
-        await wait(this.#woken());
+        if (!decoder.ready && owes()) await settleNow();
+        else await wait(this.#woken());
       }
       const batch = decoder.take();
       this.#applying = true;
@@ -68,9 +90,10 @@ export class Pipe<R extends Applied> {
       await wait(reachClock(batch));
       const began = performance.now();
       const receipt = await wait(apply(batch));
-      this.#applying = false;
-      if (receipt.localLsn !== undefined && batch.endLsn !== undefined) acks.applied(batch.endLsn, receipt.localLsn);
+      if (receipt.localLsn !== undefined && batch.endLsn !== undefined) unsaid = [batch.endLsn, receipt.localLsn];
+      say();
       applied(batch, receipt, performance.now() - began);
+      if (owes() && performance.now() >= settleAtMs) await settleNow();
     }
   }
 

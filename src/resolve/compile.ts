@@ -61,6 +61,9 @@ export interface Compiled {
   readonly force: string;
   /** rows: counts those that are not here as they were written. */
   readonly strangers: string;
+  /** rows, tombstones: the places in the array, from 1 on, of those that are not here to the byte; undefined where a column has no binary form. */
+  readonly newRows: string | undefined;
+  readonly newTombstones: string | undefined;
   /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`) and the first parent. */
   fetch(columns: string): string;
 }
@@ -101,6 +104,10 @@ export function compile(table: Table): Compiled {
   const older = (t: string, s: string): string =>
     `(${v(t)} < ${v(s)} or (${v(t)} = ${v(s)} and ${image(t)} < ${image(s)}))`;
   const twins = (t: string, s: string): string => `${v(t)} = ${v(s)} and ${image(t)} <> ${image(s)}`;
+
+  const hasTexts = table.columns.some(({ asText }) => asText);
+  const nth = (type: string, columns: readonly string[]): string =>
+    `unnest($1::${type}[]) with ordinality as s(${list([...columns, FIRST])}, _coregent_nth)`;
 
   const keyExact = table.exactKey;
   const settable = rowColumns.filter((name) => {
@@ -181,9 +188,7 @@ export function compile(table: Table): Compiled {
     rowColumns,
     tombstoneColumns,
 
-    copyIn: table.columns.some(({ asText }) => asText)
-      ? undefined
-      : `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
+    copyIn: hasTexts ? undefined : `copy ${target} (${list(rowColumns)}) from stdin (format binary)`,
     anyTombstone: `select exists (select from ${tombs})`,
     recordRevived: revived(''),
     recordCrossedInserts: revived(`and ${v('x')} >= ${v('s')}`),
@@ -229,6 +234,15 @@ export function compile(table: Table): Compiled {
       on conflict (${list(table.key)}) do update set ${set('excluded', [])} where false`,
     strangers: `select count(*) from ${rows} where not exists (select from ${target} t
       where ${onKey('t', 's')} and ${v('t')} = ${v('s')})`,
+    newRows: hasTexts
+      ? undefined
+      : `select s._coregent_nth from ${nth(rowType, rowColumns)} where not exists (select from ${target} t where ${onKey('t', 's')}
+          and ${v('t')} = ${v('s')} and row(${list(user, 't')})::record operator(pg_catalog.*=) row(${list(user, 's')})::record)`,
+    newTombstones: hasTexts
+      ? undefined
+      : `select s._coregent_nth from ${nth(tombstoneType, tombstoneColumns)}
+          where not exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} = ${v('s')})
+          or exists (select from ${target} t where ${onKey('t', 's')} and ${v('t')} <= ${v('s')})`,
     fetch: (columns) => `select translate(encode(record_send(r), 'base64'), E'\\n', '') from (
       select ${columns}, case when ${v('t')} = ${v('s')} then ${first('s')} else ${p('t')} end from ${target} t join ${tombstones} on ${onKey('t', 's')}) r`,
   };

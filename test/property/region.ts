@@ -71,6 +71,16 @@ export async function openApplier(url: string): Promise<Applier> {
  * Throws when earlier parts of its transaction were rolled back with it: they must be sent again.
  */
 export async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
+  const receipt = await applyOrIsolate(store, batch);
+  const tried = await store.tryParked();
+  return {
+    ...receipt,
+    conflicts: [...receipt.conflicts, ...tried.conflicts],
+    parked: receipt.parked + tried.parked,
+  };
+}
+
+async function applyOrIsolate(store: Store, batch: Batch): Promise<Receipt> {
   const whole = batch.complete && !store.open;
   try {
     return await store.apply(batch);
