@@ -40,7 +40,7 @@ export const events = {
   'peer.rejoining': { level: 'warn', doc: 'The peer’s slot is made anew, and all its rows are joined again.' },
   'table.paused': {
     level: 'warn',
-    doc: 'The table differs in the two regions: its rows are passed over, others go on.',
+    doc: 'The table differs in the two regions: its rows are passed over, others go on. Said once for each reason until it is resumed.',
   },
   'table.joining': { level: 'info', doc: 'The table is alike again; what was missed is being copied.' },
   'table.resumed': { level: 'info', doc: 'All that was missed of the table is here.' },

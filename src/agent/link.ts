@@ -7,7 +7,7 @@ import type { Owed } from '../pg/paused.ts';
 import type { Receipt, Settled, Store } from '../pg/store.ts';
 import type { Walsender } from '../pg/walsender.ts';
 import type { Acknowledger } from '../pipe/acknowledge.ts';
-import type { Batch } from '../pipe/batch.ts';
+import type { Batch, Passing } from '../pipe/batch.ts';
 import type { Decoder } from '../pipe/decode.ts';
 import { DatabaseClock, offsetMs } from './clock.ts';
 
@@ -42,6 +42,8 @@ export class Link {
   #since = new Date();
   #lastError: LastError | null = null;
   #owed: readonly Owed[] = [];
+  /** Why each table that pauses does, as the log has it, by id. */
+  readonly #reasons = new Map<string, string>();
   readonly #joined = new Map<string, number>();
   #walEnd: LSN = LSN_ZERO;
   #lostAtMs: number | undefined = performance.now();
@@ -59,11 +61,25 @@ export class Link {
   }
 
   /** What is owed of the peer, as the catalog has it. */
-  owes(owed: readonly Owed[]): void {
+  owes(owed: ReadonlyMap<string, Owed>): void {
     const { metrics, peer } = this.#options;
-    this.#owed = owed;
-    const labels = { origin: peer.name };
-    metrics.pausedTables.set(labels, owed.length);
+    this.#owed = [...owed.values()];
+    metrics.pausedTables.set({ origin: peer.name }, owed.size);
+  }
+
+  /** A table pauses: logged once until it is resumed, and again when the reason is another. */
+  pauses({ table, label, reason }: Pick<Passing, 'table' | 'label' | 'reason'>): void {
+    if (this.#reasons.get(table) === reason) return;
+    this.#reasons.set(table, reason);
+    const { log, peer } = this.#options;
+    log.event('table.paused', { peer: peer.name, table: label, reason });
+  }
+
+  /** All that was owed of a table is here. */
+  resumed({ id, label }: Owed, joined: { readonly rows: number; readonly conflicts?: number }): void {
+    this.#reasons.delete(id);
+    const { log, peer } = this.#options;
+    log.event('table.resumed', { peer: peer.name, table: label, ...joined });
   }
 
   /** A table is being joined, so many rows of it so far. */

@@ -182,7 +182,8 @@ export class Peer {
       this.link.tier = tier;
       log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
-      const tables = await ended.wait(compareTables({ apply, control }, { slot, peer: name, log }));
+      const pauses: Link['pauses'] = (paused) => this.link.pauses(paused);
+      const tables = await ended.wait(compareTables({ apply, control }, { slot, pauses }));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
       const fetch = makeFetch(() => control, name);
@@ -301,7 +302,7 @@ export class Peer {
       tables: tables.alike,
       foreign: session.foreign,
       reachClock: (batch) => this.#reachClock(batch, clock, stopping),
-      told: (table, count) => link.joined(table, count),
+      link,
       signal: stopping,
     });
     this.#rejoin = rejoin;
@@ -450,7 +451,7 @@ export class Peer {
     const { local } = this.#context;
     await watch.look(local, control);
     const owed = await readOwed(local, this.#slot);
-    this.link.owes([...owed.values()]);
+    this.link.owes(owed);
     rejoin.begin(owed.values());
   }
 

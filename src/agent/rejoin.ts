@@ -16,6 +16,7 @@ import { Store } from '../pg/store.ts';
 import { prepareTargets } from '../pg/target.ts';
 import type { Batch } from '../pipe/batch.ts';
 import type { Decoder } from '../pipe/decode.ts';
+import type { Link } from './link.ts';
 import type { PeerContext } from './peer.ts';
 
 /** What joining takes of the session that streams. */
@@ -30,8 +31,8 @@ interface RejoinOptions {
   readonly foreign: ForeignKeys | undefined;
   /** Resolves when this region's clock has passed every version of the batch. */
   readonly reachClock: (batch: Batch) => Promise<void>;
-  /** Rows of the table joined so far. */
-  readonly told: (table: string, rows: number) => void;
+  /** Told of what was joined. */
+  readonly link: Link;
   /** Ends with the session. */
   readonly signal: AbortSignal;
 }
@@ -96,16 +97,14 @@ export class Rejoin {
   }
 
   async #joinOne(due: Owed, peer: pg.Client, clients: pg.Client[]): Promise<void> {
-    const { context, region, slot, decoder, tables, reachClock, told, signal } = this.#options;
+    const { context, region, slot, decoder, tables, reachClock, link, signal } = this.#options;
     const { here, log } = context;
     // From here on what is passed over is said anew, so that it can't be taken for what is joined now.
     decoder.forget(due.id);
     const owed = (await readOwed(context.local, slot)).get(due.id);
     if (!owed) return;
     if (owed.minVersion === undefined) {
-      if (await settleOwed(context.local, slot, owed)) {
-        log.event('table.resumed', { peer: region.name, table: owed.label, rows: 0 });
-      }
+      if (await settleOwed(context.local, slot, owed)) link.resumed(owed, { rows: 0 });
       return;
     }
     // A promoted or restored region first finds out what it should have deleted: else its deleted rows would be joined from here.
@@ -137,7 +136,7 @@ export class Rejoin {
       });
       log.event('table.joining', { peer: region.name, table: owed.label, reason: owed.reason });
       await tellJoining(context.local, slot, owed.id, 0);
-      told(owed.id, 0);
+      link.joined(owed.id, 0);
       let rows = 0;
       let toldAt = 0;
       const joined = await joinTable(peer, store, target!, {
@@ -146,7 +145,7 @@ export class Rejoin {
         known: apply,
         onRows: (more) => {
           rows += more;
-          told(owed.id, rows);
+          link.joined(owed.id, rows);
           if (rows < toldAt + TOLD_ROWS) return;
           toldAt = rows;
           tellJoining(context.local, slot, owed.id, rows).catch(() => {});
@@ -154,12 +153,7 @@ export class Rejoin {
       });
       if (owed.own) await pruneForgotten(peer, apply, target!.staging.table);
       if (await settleOwed(context.local, slot, owed)) {
-        log.event('table.resumed', {
-          peer: region.name,
-          table: owed.label,
-          rows: joined.rows,
-          conflicts: joined.conflicts,
-        });
+        link.resumed(owed, { rows: joined.rows, conflicts: joined.conflicts });
       }
     } finally {
       await apply.end().catch(() => {});

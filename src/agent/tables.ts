@@ -1,11 +1,10 @@
 import type pg from 'pg';
-import type { Log } from '../log.ts';
 import { CoregentError } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { type Table, tableId } from '../model/table.ts';
 import { findTables } from '../pg/catalog.ts';
 import type { Queryable } from '../pg/connect.ts';
-import { pauseTable, readOwed } from '../pg/paused.ts';
+import { pauseTable } from '../pg/paused.ts';
 import type { PeerTables } from '../pg/route.ts';
 import { disagreement, readStandings, type Standings } from '../pg/standing.ts';
 import type { Decoder } from '../pipe/decode.ts';
@@ -18,14 +17,13 @@ export interface Tables extends PeerTables {
   readonly there: Standings;
 }
 
-/** Compares the tables of both sides and says which pause. */
+/** Compares the tables of both sides and says which pause; `pauses` is told of these, and later of what is passed over. */
 export async function compareTables(
   { apply, control }: { readonly apply: pg.Client; readonly control: pg.Client },
-  { slot, peer, log }: { readonly slot: string; readonly peer: string; readonly log: Log },
+  { slot, pauses }: { readonly slot: string; readonly pauses: PeerTables['pauses'] },
 ): Promise<Tables> {
   // Read before everything else: what changes from now on is seen as a change.
   const [here, there] = await Promise.all([readStandings(apply), readStandings(control)]);
-  const owed = await readOwed(apply, slot);
   const differing = new Map<string, string>();
   for (const id of new Set([...here.tables.keys(), ...there.tables.keys()])) {
     const [mine, theirs] = [here.tables.get(id), there.tables.get(id)];
@@ -34,20 +32,13 @@ export async function compareTables(
     differing.set(id, reason);
     const label = (mine ?? theirs)!.label;
     await pauseTable(apply, slot, { id, label, reason });
-    if (owed.get(id)?.reason !== reason) log.event('table.paused', { peer, table: label, reason });
+    pauses({ table: id, label, reason });
   }
   const alike = (await findTables(apply)).filter((table) => {
     const id = tableId(table);
     return here.tables.has(id) && !differing.has(id);
   });
-  return {
-    alike,
-    here,
-    there,
-    standings: there.tables,
-    differing,
-    pauses: ({ label, reason }) => log.event('table.paused', { peer, table: label, reason }),
-  };
+  return { alike, here, there, standings: there.tables, differing, pauses };
 }
 
 /** Looks now and then whether the tables are still as they were when the session began. */

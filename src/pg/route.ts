@@ -11,8 +11,8 @@ export interface PeerTables {
   readonly standings: ReadonlyMap<string, Standing>;
   /** Why a table pauses, by id. */
   readonly differing: ReadonlyMap<string, string>;
-  /** A table pauses that did not when the session began. */
-  readonly pauses: (passing: Passing) => void;
+  /** Rows are passed over for a reason that the session did not begin with; called again and again. */
+  readonly pauses: (passing: Pick<Passing, 'table' | 'label' | 'reason'>) => void;
 }
 
 /** Maps a peer's relations to this region's tables, by name. Without `peer`, all that is alike by name is taken. */
@@ -39,10 +39,8 @@ export function router(targets: readonly Target[], peer?: PeerTables): (relation
       reason,
       version: relation.columns.findIndex(({ name }) => name === VERSION),
     };
-    // A partition is described besides its table, as whose rows its rows come: only a row shows that it is more than that.
-    if (!target && !standing) return { ...passing, first: () => peer?.pauses(passing) };
-    if (known === undefined) peer?.pauses(passing);
-    return passing;
+    // Only a row shows that it pauses: a partition is described besides its table, as whose rows its rows come.
+    return known === undefined && peer ? { ...passing, told: () => peer.pauses(passing) } : passing;
   };
 }
 

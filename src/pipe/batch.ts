@@ -67,8 +67,8 @@ export interface Passing {
   readonly reason: string;
   /** Position of the version in the peer's tuple; -1 when it has none. */
   readonly version: number;
-  /** Called when the first row is passed over. */
-  readonly first?: () => void;
+  /** Called with every row that is passed over. */
+  readonly told?: () => void;
 }
 
 /** What a batch passes over of one table. */

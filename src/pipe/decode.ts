@@ -373,7 +373,7 @@ export class Decoder {
   }
 
   /** Remembers that a row was left out. Said too early, it only makes the join begin lower: that a batch ends here is no matter. */
-  #passOver({ table, label, reason, version, first }: Passing, bytes: Buffer, start: number, end: number): void {
+  #passOver({ table, label, reason, version, told }: Passing, bytes: Buffer, start: number, end: number): void {
     let at = start + 5;
     if (bytes[start] === MESSAGE.update && bytes[at] !== TUPLE.new) at = skipTuple(bytes, at + 1, end);
     if (bytes[at] !== TUPLE.new) throw violation('a row without its new tuple');
@@ -384,9 +384,9 @@ export class Decoder {
       this.#foreign++;
       return;
     }
+    told?.();
     const least = this.#least.get(table);
     if (least !== undefined && found >= least) return;
-    if (least === undefined) first?.();
     this.#least.set(table, found);
     this.#batch.passed.set(table, { label, reason, least: found });
   }
