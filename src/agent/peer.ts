@@ -184,6 +184,7 @@ export class Peer {
       await yieldInDeadlocks(apply);
       const pauses: Link['pauses'] = (paused) => this.link.pauses(paused);
       const tables = await ended.wait(compareTables({ apply, control }, { slot, pauses }));
+      this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
       const fetch = makeFetch(() => control, name);

@@ -1,4 +1,6 @@
 import { expect, test } from 'vitest';
+import type { PeerStatus } from '../../src/model/api.ts';
+import type { LogLine } from '../world/agent.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 import { until } from '../world/until.ts';
 
@@ -138,6 +140,18 @@ test('H6: a label of an enum that this region lacks pauses its table, and no row
   await cluster.query('tokyo', `alter type mood add value 'angry'`);
   await cluster.query('tokyo', `insert into priced values (1, 1, 'angry'), (2, 2, 'calm')`);
   await paused(cluster, 'virginia', 'tokyo', 'priced', 'the type of kind lacks here: angry');
+  // A stream says what it owes from its first moment on.
+  await cluster.stopAgent('virginia');
+  const begins = new Promise<PeerStatus>((resolve, reject) => {
+    const said = ({ event, peer }: LogLine): void => {
+      if (event === 'peer.streaming' && peer === 'tokyo') resolve(cluster.peer('virginia', 'tokyo'));
+    };
+    cluster.startAgent('virginia', { said }).catch(reject);
+  });
+  expect(await begins).toMatchObject({
+    state: 'streaming',
+    paused: [{ table: 'public.priced', state: 'paused', reason: 'the type of kind lacks here: angry' }],
+  });
   await cluster.query('virginia', `insert into priced values (3, 3, 'busy')`);
   await cluster.query('virginia', `alter type mood add value 'angry'`);
   await cluster.query('frankfurt', `alter type mood add value 'angry' before 'calm'`);

@@ -226,11 +226,19 @@ export class Cluster implements AsyncDisposable {
     await Promise.all(starting.map((region) => this.streaming(region)));
   }
 
-  /** Starts a region's agent in this process and does not wait. Port false: no HTTP API. */
-  async startAgent(region: string, { port = false }: { port?: number | false } = {}): Promise<Agent> {
+  /** Starts a region's agent in this process and does not wait. Port false: no HTTP API. `said` is called as it logs. */
+  async startAgent(
+    region: string,
+    { port = false, said }: { port?: number | false; said?: (line: LogLine) => void } = {},
+  ): Promise<Agent> {
     const lines = this.#logs.get(region) ?? [];
     this.#logs.set(region, lines);
-    const log = createLogger({ level: 'debug', region, to: { write: (line) => lines.push(JSON.parse(line)) } });
+    const write = (text: string): void => {
+      const line = JSON.parse(text);
+      lines.push(line);
+      said?.(line);
+    };
+    const log = createLogger({ level: 'debug', region, to: { write } });
     const config = parseConfig(this.#configText(region), { path: this.agentFile(region), env: {} });
     const agent = await startAgent(config, region, { port, log });
     this.#agents.set(region, agent);
