@@ -1,6 +1,6 @@
 import type { Options } from './options.ts';
 import { COLUMNS, insertRows, ORDERS } from './orders.ts';
-import { cpuByRole, peakBytes } from './proc.ts';
+import { cpuByRole, peakBytes, pin } from './proc.ts';
 import type { Progress } from './report.ts';
 import type { Side, SideName } from './side.ts';
 
@@ -58,7 +58,7 @@ export async function measureCatchUp(sides: readonly Side[], options: Options, p
         await Promise.all(sides.map(async (side) => [side.name, await writeBacklog(side, workload)] as const)),
       );
       for (const side of round % 2 === 1 ? sides : [...sides].reverse()) {
-        const result = await catchUp(side, workload, marks.get(side.name)!, round);
+        const result = await catchUp(side, workload, marks.get(side.name)!, { round, pinned: options.pin });
         results.push(result);
         progress(
           `catch-up, round ${round}, ${workload.title}, ${side.name}: ${Math.round(result.rowsPerSecond)} rows/s`,
@@ -87,11 +87,18 @@ async function writeBacklog(side: Side, { before, write }: Workload): Promise<nu
   return mark;
 }
 
-async function catchUp(side: Side, workload: Workload, mark: number, round: number): Promise<CatchUp> {
+async function catchUp(
+  side: Side,
+  workload: Workload,
+  mark: number,
+  { round, pinned }: { round: number; pinned: boolean },
+): Promise<CatchUp> {
   const { pair } = side;
   await side.start();
   const began = performance.now();
-  const before = await cpuByRole(await side.processes());
+  const started = await side.processes();
+  if (pinned) await pin(started);
+  const before = await cpuByRole(started);
   await pair.arrived(mark);
   const seconds = (performance.now() - began) / 1000;
   const processes = await side.processes();

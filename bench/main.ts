@@ -47,14 +47,14 @@ async function measure(sides: readonly Side[], options: Options, progress: Progr
   const client = await open(sides[0]!.pair.east, 'postgres');
   const { rows } = await client.query('show server_version');
   await client.end();
-  const { rounds, rows: size, nativeStreaming } = options;
+  const { rounds, rows: size, nativeStreaming, pin } = options;
   // The agent's memory is that of the largest transaction, which catching up measures anyway.
   const workloads = wants('catchup') ? options.workloads : ['bulk'];
   return {
     schema_version: 1,
     date: new Date().toISOString(),
     machine: describeMachine(rows[0].server_version),
-    options: { rounds, rows: size, nativeStreaming },
+    options: { rounds, rows: size, nativeStreaming, pin },
     ...(wants('catchup') || wants('memory')
       ? { catchUp: await measureCatchUp(sides, { ...options, workloads }, progress) }
       : {}),

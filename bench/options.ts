@@ -21,6 +21,8 @@ export interface Options {
   readonly json: string | undefined;
   /** Native's subscription option `streaming`. */
   readonly nativeStreaming: string;
+  /** Catch-up with what sends on one core and what receives and applies on another. */
+  readonly pin: boolean;
   /** Node flags for the agent, such as `--cpu-prof`. */
   readonly agentFlags: readonly string[];
   readonly help: boolean;
@@ -33,6 +35,7 @@ export const USAGE = `npm run bench -- [options]
   --rows <n>                  rows of the 1-row workloads (200000); others in proportion
   --workloads <list>          of catchup, only these: insert1,insert100,bulk,update1,delete1
   --partition <s>             how long the link is cut for heal (20)
+  --pin                       catchup with the walsender on one core, and the agent and what applies on another (taskset)
   --quick                     a shorter run: a fifth of the rows, shorter waits
   --json <file>               where the results go (bench/results/<date>.json)
   --native-streaming <word>   parallel (default), on or off
@@ -49,6 +52,7 @@ export function readOptions(args: readonly string[]): Options {
       rows: { type: 'string' },
       workloads: { type: 'string' },
       partition: { type: 'string' },
+      pin: { type: 'boolean', default: false },
       quick: { type: 'boolean', default: false },
       json: { type: 'string' },
       'native-streaming': { type: 'string', default: 'parallel' },
@@ -65,6 +69,7 @@ export function readOptions(args: readonly string[]): Options {
     rows: count('--rows', values.rows, values.quick ? 40_000 : 200_000),
     workloads: values.workloads?.split(','),
     partitionSeconds: count('--partition', values.partition, values.quick ? 5 : 20),
+    pin: values.pin,
     quick: values.quick,
     json: values.json,
     nativeStreaming: values['native-streaming'],

@@ -1,4 +1,6 @@
+import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
+import { promisify } from 'node:util';
 
 /** Clock ticks a second in /proc/<pid>/stat: 100 on every Linux that Node runs on. */
 const TICKS = 100;
@@ -42,4 +44,12 @@ export async function cpuByRole(processes: Processes): Promise<Map<string, numbe
     );
   }
   return used;
+}
+
+/** Puts what sends on the first core and everything else on the second; all threads of each process. Needs `taskset`. */
+export async function pin(processes: Processes): Promise<void> {
+  for (const [role, pids] of processes) {
+    const core = role === 'walsender' || role === 'control' ? '0' : '1';
+    for (const pid of pids) await promisify(execFile)('taskset', ['-acp', core, String(pid)]);
+  }
 }

@@ -4,6 +4,7 @@ import type { Heal } from './heal.ts';
 import type { Lag } from './lag.ts';
 import type { Machine } from './machine.ts';
 import type { Idle } from './memory.ts';
+import type { Options } from './options.ts';
 import type { SideName } from './side.ts';
 import { type Spread, spread } from './statistics.ts';
 import type { Setup, WriterPrice } from './writer.ts';
@@ -16,7 +17,7 @@ export interface Results {
   readonly schema_version: 1;
   readonly date: string;
   readonly machine: Machine;
-  readonly options: { readonly rounds: number; readonly rows: number; readonly nativeStreaming: string };
+  readonly options: Pick<Options, 'rounds' | 'rows' | 'nativeStreaming' | 'pin'>;
   readonly catchUp?: readonly CatchUp[];
   readonly lag?: readonly Lag[];
   readonly writer?: WriterPrice;
@@ -30,7 +31,7 @@ export function report(results: Results): string {
   const memory = (machine.memoryBytes / 2 ** 30).toFixed(0);
   return [
     `${machine.cores} cores (${machine.cpu}), ${memory} GiB, ${machine.system}, PostgreSQL ${machine.postgres}, Node ${machine.node}`,
-    `rounds: ${options.rounds}; median [min..max]; ratios are of neighbouring runs`,
+    `rounds: ${options.rounds}; median [min..max]; ratios are of neighbouring runs${options.pin ? '; catch-up with sender and receiver pinned to a core each' : ''}`,
     ...(results.catchUp ? catchUpTables(results.catchUp) : []),
     ...(results.lag ? [lagTable(results.lag)] : []),
     ...(results.writer ? writerTables(results.writer) : []),
@@ -60,11 +61,23 @@ function catchUpTables(runs: readonly CatchUp[]): string[] {
       title,
       ...['walsender', 'agent', 'apply'].map((role) => micros(ours, role)),
       ...['walsender', 'apply'].map((role) => micros(native, role)),
+      show(ratios(native, ours, busiest), twoDigits),
     ]);
   }
   return [
     table(right('catch-up, rows/s', 'coregent', 'native', 'ratio', 'agent’s peak memory'), rates),
-    table(right('CPU, µs a row', 'our walsender', 'agent', 'apply backends', 'native walsender', 'apply workers'), cpu),
+    table(
+      right(
+        'CPU, µs a row',
+        'our walsender',
+        'agent',
+        'apply backends',
+        'native walsender',
+        'apply workers',
+        'ratio, a core each',
+      ),
+      cpu,
+    ),
   ];
 }
 
@@ -151,6 +164,11 @@ function healTable(runs: readonly Heal[]): string {
   ]);
   const title = `link cut for ${runs[0]!.seconds} s`;
   return table(right(title, 'first row after ms', 'caught up after ms', 'rows behind', 'rows/s'), rows);
+}
+
+/** CPU a row of the process that needs the most: what bounds the rate where each has a core of its own, in µs. */
+function busiest({ cpuMicros }: CatchUp): number {
+  return Math.max(...Object.values(cpuMicros));
 }
 
 /** The ratio of each round's pair. */
