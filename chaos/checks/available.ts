@@ -6,19 +6,24 @@ import type { Verdict } from './verdict.ts';
 const LEAST_MS = 3_000;
 /** A writer may wait so long for a lock, or for the last fault to end, before it counts. */
 const SLACK_MS = 500;
+/** Where another region acknowledged so many writes in the meantime, the machine can't be why one acknowledged none. */
+const WITNESSED = 10;
 
 /** INV-V: while something else is broken (a link, another region, its own agent) a region acknowledges writes. */
 export function checkAvailable(regions: readonly string[], history: History, happened: readonly Happened[]): Verdict {
   const violations: string[] = [];
   let windows = 0;
   for (const region of regions) {
-    const moments = history.acknowledged.get(region) ?? [];
     const stopped = happened.filter(({ stops }) => stops.includes(region));
     for (const { name, where, stops, from, to } of happened) {
       if (stops.includes(region) || to - from < LEAST_MS) continue;
       if (stopped.some((other) => other.from < to + SLACK_MS && other.to > from - SLACK_MS)) continue;
+      const within = (name: string): number =>
+        (history.acknowledged.get(name) ?? []).filter((at) => at >= from && at <= to).length;
+      const silent = within(region) === 0;
+      if (silent && !regions.some((other) => other !== region && within(other) >= WITNESSED)) continue;
       windows++;
-      if (!moments.some((at) => at >= from && at <= to)) {
+      if (silent) {
         violations.push(`${region} acknowledged nothing in ${Math.round(to - from)} ms of ${name} (${where})`);
       }
     }
