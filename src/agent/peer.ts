@@ -12,7 +12,7 @@ import { connect, connectionError, drop, isClosed, type Queryable } from '../pg/
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { readOwed } from '../pg/paused.ts';
+import { forgetOwed, readOwed } from '../pg/paused.ts';
 import { router } from '../pg/route.ts';
 import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
@@ -450,8 +450,12 @@ export class Peer {
   /** Whether the tables are as they were, what is owed, and whether it can be joined. */
   async #watch(watch: Watch, rejoin: Rejoin, control: pg.Client): Promise<void> {
     const { local } = this.#context;
-    await watch.look(local, control);
     const owed = await readOwed(local, this.#slot);
+    await watch.look(local, control);
+    // Read before that look, which so knows of every table of which rows came.
+    const forgotten = [...owed.keys()].filter((id) => !watch.knows(id));
+    if (forgotten.length > 0) await forgetOwed(local, this.#slot, forgotten);
+    for (const id of forgotten) owed.delete(id);
     this.link.owes(owed);
     rejoin.begin(owed.values());
   }

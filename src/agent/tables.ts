@@ -52,6 +52,11 @@ export class Watch {
     this.#decoder = decoder;
   }
 
+  /** Whether either region replicates the table. */
+  knows(id: string): boolean {
+    return this.#tables.here.tables.has(id) || this.#tables.there.tables.has(id);
+  }
+
   /** Throws `schema_changed` when a new session would see the tables otherwise. */
   async look(local: Queryable, control: Queryable): Promise<void> {
     const { here, there, alike } = this.#tables;

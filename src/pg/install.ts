@@ -9,6 +9,7 @@ import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
 import { type Details, findDetails } from './details.ts';
+import { isRecreated, oweAgain } from './recreated.ts';
 import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger, unheeded } from './triggers.ts';
 
 /** One change to one region, as `apply --dry-run` prints it. */
@@ -105,7 +106,11 @@ export async function planRegion(
       inPublication.has(`coregent.${tombstoneName(table)}`) &&
       parts.length === 0;
     if (whole) continue;
-    add(`stamp ${tableLabel(table)}`, [...tableSql(table, rule, { stamping, stamp }, inPublication), ...parts]);
+    const recreated = row !== undefined && isRecreated(table) ? region.id : undefined;
+    add(`stamp ${tableLabel(table)}`, [
+      ...tableSql(table, rule, { stamping, stamp, recreated }, inPublication),
+      ...parts,
+    ]);
   }
   return actions;
 }
@@ -121,6 +126,17 @@ function partsSql(table: Table, { leaves, rechecks }: Details, replicates: boole
   ];
 }
 
+function addColumns(version: string, parent: string): string {
+  const add = (name: string, value: string): string =>
+    `add column if not exists ${ident(name)} int8 not null default ${value}`;
+  return `${add(VERSION, version)}, ${add(PARENT, parent)}`;
+}
+
+/** A version of the statement's time, as SQL; stable, so that a column with this default rewrites no row. */
+function versionNow(region: number): string {
+  return `(((date_part('epoch', statement_timestamp()) * 1000000)::int8 << 7) | ${region})`;
+}
+
 /** Changes when what stamps the table must change. */
 function stampHash(stamping: readonly string[]): string {
   return createHash('sha256').update(stamping.join('\0')).digest('hex').slice(0, 16);
@@ -129,7 +145,16 @@ function stampHash(stamping: readonly string[]): string {
 function tableSql(
   table: Table,
   rule: string,
-  { stamping, stamp }: { readonly stamping: readonly string[]; readonly stamp: string },
+  {
+    stamping,
+    stamp,
+    recreated,
+  }: {
+    readonly stamping: readonly string[];
+    readonly stamp: string;
+    /** The region's id, where the table was replicated before it was created again. */
+    readonly recreated: number | undefined;
+  },
   inPublication: ReadonlySet<string>,
 ): string[] {
   const target = qualified(table.schema, table.name);
@@ -148,7 +173,14 @@ function tableSql(
     `lock table ${target} in access exclusive mode`,
     `create table if not exists ${tombs} (${key.join(', ')}, ${ident(VERSION)} int8 not null, ${ident(PARENT)} int8 not null, primary key (${table.key.map(ident).join(', ')}))`,
     `create sequence if not exists ${qualified('coregent', deletesName(table))}`,
-    `alter table ${target} add column if not exists ${ident(VERSION)} int8 not null default 0, add column if not exists ${ident(PARENT)} int8 not null default 0`,
+    ...(recreated === undefined
+      ? [`alter table ${target} ${addColumns('0', '0')}`]
+      : [
+          // Its rows are new writes, which no delete of its earlier life may bury; and it lacks what its peers have of that.
+          `alter table ${target} ${addColumns(versionNow(recreated), '-1')}`,
+          `alter table ${target} alter column ${ident(VERSION)} set default 0, alter column ${ident(PARENT)} set default 0`,
+          oweAgain(table, 'select slot from coregent.progress'),
+        ]),
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} add ${what}`),

@@ -128,6 +128,11 @@ export async function settleOwed(client: Queryable, slot: string, { id, passes }
   return rowCount === 1;
 }
 
+/** These tables, which neither region replicates any more, are owed no longer. */
+export async function forgetOwed(client: Queryable, slot: string, ids: readonly string[]): Promise<void> {
+  await client.query('delete from coregent.paused where slot = $1 and table_id = any($2::text[])', [slot, ids]);
+}
+
 /** Every replicated table of the peers of these slots is owed whole. To run in a transaction. */
 export async function oweAll(
   client: Queryable,

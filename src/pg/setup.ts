@@ -11,6 +11,7 @@ import { readFollowed, readIdentity } from './identity.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
+import { planRecreated } from './recreated.ts';
 import { refuseStrangers } from './self.ts';
 import { Store } from './store.ts';
 import { chooseTables, listed } from './tables.ts';
@@ -64,7 +65,7 @@ export interface Plan {
 export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
   await refuseStrangers(config, open);
   const { tables: chosen, warnings } = await chooseTables(config, open);
-  const actions: Action[] = [];
+  const actions = await planRecreated(config, open, chosen);
   for (const [index, { region, client }] of open.entries()) {
     const tables = chosen.map(({ found, details, rule }) => ({ table: found[index]!, details: details[index]!, rule }));
     actions.push(...(await planRegion(client, config, region, tables)));

@@ -37,7 +37,7 @@ export interface Standings {
 }
 
 const READ = `
-select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind,
+select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind, c.oid::int8 as relation,
   (select coalesce(json_agg(json_build_object('name', a.attname, 'oid', a.atttypid::int8, 'modifier', a.atttypmod,
       'written', format_type(a.atttypid, a.atttypmod),
       'type', format_type(a.atttypid, a.atttypmod)
@@ -85,7 +85,7 @@ function faultOf(
   key: readonly string[],
   buried: Readonly<Record<string, string>>,
 ): string | undefined {
-  if (kind === null) return 'is gone';
+  if (kind === null) return 'is gone: create it again, or drop it everywhere, and run `coregent apply`';
   if (kind !== 'r' && kind !== 'p') return 'is no ordinary table any more';
   if (key.length === 0) return 'has no primary key';
   const names = new Set(columns.map(({ name }) => name));

@@ -1,0 +1,101 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { readStandings } from '../../src/pg/standing.ts';
+import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { until } from '../world/until.ts';
+
+const ITEMS = 'create table items (id int primary key, v text)';
+
+let cluster: Cluster;
+beforeAll(async () => {
+  cluster = await makeCluster({ tables: `${ITEMS}; create table others (id int primary key, v text)` });
+  await cluster.install();
+  await cluster.startAgents();
+  await cluster.query('tokyo', `insert into items select n, 'x' from generate_series(1, 20) n`);
+  await cluster.query('tokyo', 'delete from items where id = 20');
+  await cluster.converged();
+});
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** Waits until no region owes anything, and demands equal rows and none that is parked. */
+async function healed(): Promise<void> {
+  await cluster.converged();
+  for (const region of cluster.regions) {
+    expect(await cluster.value(region, 'select count(*)::int from coregent.parked'), region).toBe(0);
+  }
+}
+
+const some = async (region: string): Promise<unknown> =>
+  await cluster.value(region, `select string_agg(v, ' ' order by id) from items where id in (1, 20, 21)`);
+
+test('H5: a table that is dropped and created again pauses, and apply joins it both ways', async () => {
+  await cluster.query('tokyo', 'drop table items');
+  const gone = 'here it is gone: create it again, or drop it everywhere, and run `coregent apply`';
+  await until(() => cluster.peer('tokyo', 'virginia').paused.some(({ reason }) => reason === gone), {
+    what: 'the table to pause',
+    deadlineMs: 30_000,
+  });
+  expect((await cluster.cli('verify')).code).toBe(3);
+  await cluster.query('frankfurt', `update items set v = 'meanwhile' where id = 1`);
+  await cluster.query('tokyo', ITEMS);
+  // Its key was deleted in the table's earlier life.
+  await cluster.query('tokyo', `insert into items values (20, 'again'), (21, 'new')`);
+  await cluster.query('tokyo', `insert into others values (1, 'goes on')`);
+  await cluster.install();
+  await healed();
+  expect(await some('virginia')).toBe('meanwhile again new');
+  expect(await cluster.value('tokyo', 'select count(*)::int from items')).toBe(21);
+});
+
+test('H5: another table with the same name and the same columns is seen as another', async () => {
+  const session = await cluster.session('tokyo');
+  await session.query('begin');
+  const { text } = await readStandings(session);
+  expect((await readStandings(session)).text).toBe(text);
+  await session.query('create table twin (like others including all)');
+  await session.query('drop table others');
+  await session.query('alter table twin rename to others');
+  expect((await readStandings(session)).text).not.toBe(text);
+  await session.query('rollback');
+});
+
+test('H5: it is joined too when nobody saw it go', async () => {
+  await cluster.query('virginia', `begin; drop table items; ${ITEMS}; insert into items values (21, 'newer'); commit`);
+  await cluster.install();
+  await cluster.query('virginia', `update items set v = 'after' where id = 21`);
+  await healed();
+  expect(await some('tokyo')).toBe('meanwhile again after');
+  expect(await cluster.value('virginia', 'select count(*)::int from items')).toBe(21);
+  expect((await cluster.cli('apply', '--dry-run')).code).toBe(0);
+});
+
+test('H5: a copy of a table in its place, our columns included, is joined too', async () => {
+  await cluster.query('frankfurt', 'create table twin (like items including all)');
+  await cluster.query('frankfurt', 'insert into twin table items');
+  await cluster.query('frankfurt', 'begin; drop table items; alter table twin rename to items; commit');
+  await cluster.query('frankfurt', `insert into items values (30, 'unseen')`);
+  await cluster.query('tokyo', `update items set v = 'meanwhile' where id = 21`);
+  await cluster.install();
+  await healed();
+  expect(await cluster.value('virginia', 'select v from items where id = 30')).toBe('unseen');
+  expect(await some('frankfurt')).toBe('meanwhile again meanwhile');
+});
+
+test('H5: a table that is dropped everywhere is forgotten by apply, and its rows that are still on their way are owed by nobody', async () => {
+  await cluster.stopAgent('frankfurt');
+  await cluster.query('tokyo', `insert into items values (22, 'on its way')`);
+  await cluster.everywhere('drop table items');
+  await cluster.query(
+    'virginia',
+    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
+      values (1, 'public.items', 'insert', 1, '', '23505', 'it waits for its place')`,
+  );
+  const { out } = await cluster.cli('apply');
+  for (const region of cluster.regions) {
+    expect(out).toContain(`${region}: forget public.items, which is gone everywhere`);
+  }
+  await cluster.startAgents('frankfurt');
+  await cluster.query('tokyo', `insert into others values (2, 'goes on')`);
+  await healed();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from others')).toBe(2);
+  expect((await cluster.cli('verify')).code).toBe(0);
+});
