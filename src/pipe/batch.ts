@@ -1,7 +1,7 @@
 import type { LSN } from '../model/lsn.ts';
 import { PARENT, type Table, VERSION } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
-import { type Located, NULL_LENGTH, UNCHANGED_LENGTH } from '../wire/pgoutput.ts';
+import { type Located, NULL_LENGTH, UNCHANGED_LENGTH, viewOf } from '../wire/pgoutput.ts';
 import { Tuples } from '../wire/tuples.ts';
 
 /**
@@ -13,6 +13,8 @@ export interface Staging {
   readonly table: Table;
   /** Type OIDs in this region of a row's staged columns, version and parent included. */
   readonly rowOids: readonly number[];
+  /** The same of a tombstone's. */
+  readonly tombstoneOids: readonly number[];
   /** Positions of the key's columns among the staged columns, in key order. */
   readonly keyAt: readonly number[];
   /** Whether the key is one column of four or eight bytes always, which may be compared as a number. */
@@ -30,6 +32,7 @@ export function makeStaging(table: Table, rowColumns: readonly string[]): Stagin
   return {
     table,
     rowOids: rowColumns.map((name) => (name === VERSION || name === PARENT ? INT8_OID : oids.get(name)!)),
+    tombstoneOids: [...table.key.map((name) => oids.get(name)!), INT8_OID, INT8_OID],
     keyAt: table.key.map((name) => rowColumns.indexOf(name)),
     numberKey: table.key.length === 1 && NUMBER_TYPES.has(oids.get(table.key[0]!)!),
   };
@@ -97,14 +100,14 @@ export interface Group {
 export interface TableBatch {
   readonly staging: Staging;
   readonly groups: Group[];
-  /** Key bytes to the last row or tombstone of that key: `row * GROUPS + group`. */
+  /** Key bytes to the last row or tombstone of that key: `group * ROWS + row`. */
   readonly keys: Map<string | number, number>;
   /** Key bytes to the key's live tombstone, likewise. */
   readonly tombstones: Map<string | number, number>;
 }
 
-/** Groups a table may have in one batch: inserts, tombstones, and one per set of unknown columns. */
-const GROUPS = 2 ** 20;
+/** More rows than a group ever has. A power of two, so that a place is a small integer where there is one group. */
+const ROWS = 2 ** 32;
 
 /** Whole transactions of one peer (or a part of one that is too large), collapsed to one write per key, as bytes. */
 export class Batch {
@@ -127,7 +130,9 @@ export class Batch {
   /** The greatest version, in two halves. */
   #maxHigh = 0;
   #maxLow = 0;
-  #touched: Group[] = [];
+  /** Groups that the open transaction has rows in: so many of these. An array made shorter for every commit is made anew each time. */
+  readonly #touched: Group[] = [];
+  #touches = 0;
   #killed: { group: Group; row: number }[] = [];
 
   /** The greatest version among the rows. */
@@ -145,22 +150,23 @@ export class Batch {
       tables.set(oid, table);
     }
     this.rows++;
+    const view = viewOf(at, bytes);
     const versionAt = at.start[route.version]!;
-    const high = bytes.readUInt32BE(versionAt);
-    const low = bytes.readUInt32BE(versionAt + 4);
+    const high = view.getUint32(versionAt);
+    const low = view.getUint32(versionAt + 4);
     if (high > this.#maxHigh || (high === this.#maxHigh && low > this.#maxLow)) {
       this.#maxHigh = high;
       this.#maxLow = low;
     }
 
-    const key = keyOf(bytes, at, route.key, route.staging.numberKey);
+    const key = keyOf(at, route.key, route.staging.numberKey);
     const known = table.keys.get(key);
-    const older = known === undefined ? undefined : table.groups[known % GROUPS]!;
-    const olderRow = known === undefined ? 0 : Math.floor(known / GROUPS);
+    const older = known === undefined ? undefined : table.groups[Math.floor(known / ROWS)]!;
+    const olderRow = known === undefined ? 0 : known % ROWS;
     // Values that the update left alone are those of the row it replaced, which another region may have written in between.
     const linked =
       older !== undefined &&
-      (at.unchanged === 0 || lastVersion(older, olderRow) === bytes.readBigInt64BE(at.start[route.parent]!));
+      (at.unchanged === 0 || lastVersion(older, olderRow) === view.getBigInt64(at.start[route.parent]!));
     const first: Version | undefined = linked ? firstOf(older, olderRow) : undefined;
 
     let group: Group;
@@ -172,31 +178,34 @@ export class Batch {
     } else {
       group = groupOf(table, 'update', at.unchanged === 0 ? NOTHING : unknownOf(route, at));
     }
-    if (!group.touched) {
-      group.touched = true;
-      this.#touched.push(group);
-    }
+    this.#touch(group);
 
     const before = group.tuples.length;
     if (linked && at.unchanged > 0 && older.kind !== 'tombstone') {
-      group = this.#addFilled(table, group, older, olderRow, route, bytes, at, first!);
+      group = this.#addFilled(table, older, olderRow, route, bytes, at, first!);
     } else if (group.kind === 'insert') {
-      writeCopy(group.tuples, route.source, bytes, at);
+      writeCopy(group.tuples, route.source, at);
       if (first !== undefined) group.firsts.set(group.tuples.rows - 1, first);
     } else {
-      writeRecord(group, route, bytes, at, first);
+      writeRecord(group.tuples, route, at, first);
     }
     this.bytes += group.tuples.length - before;
 
     // A row and a tombstone of one key are two registers: a later row does not replace the tombstone.
     if (older !== undefined && older.kind !== 'tombstone') this.#kill(older, olderRow);
-    const place = (group.tuples.rows - 1) * GROUPS + table.groups.indexOf(group);
+    const place = table.groups.indexOf(group) * ROWS + group.tuples.rows - 1;
     if (route.tombstone) {
       const buried = table.tombstones.get(key);
-      if (buried !== undefined) this.#kill(group, Math.floor(buried / GROUPS));
+      if (buried !== undefined) this.#kill(group, buried % ROWS);
       table.tombstones.set(key, place);
     }
     table.keys.set(key, place);
+  }
+
+  #touch(group: Group): void {
+    if (group.touched) return;
+    group.touched = true;
+    this.#touched[this.#touches++] = group;
   }
 
   #kill(group: Group, row: number): void {
@@ -207,7 +216,6 @@ export class Batch {
   /** An update that leaves TOAST values alone, behind a row of the same batch that may hold them: takes them from there. */
   #addFilled(
     table: TableBatch,
-    wanted: Group,
     older: Group,
     olderRow: number,
     route: Route,
@@ -232,10 +240,7 @@ export class Batch {
       unknown.length === 0 && older.kind === 'insert'
         ? groupOf(table, 'insert', NOTHING)
         : groupOf(table, 'update', unknown.length === 0 ? NOTHING : unknown);
-    if (group !== wanted && !group.touched) {
-      group.touched = true;
-      this.#touched.push(group);
-    }
+    this.#touch(group);
     if (group.kind === 'insert') {
       writeCopyValues(group.tuples, staged);
       group.firsts.set(group.tuples.rows - 1, first);
@@ -247,12 +252,13 @@ export class Batch {
 
   /** The open transaction is committed: its rows are now part of the batch. */
   commit(endLsn: LSN, committedAtMs: number): void {
-    for (const group of this.#touched) {
+    for (let index = 0; index < this.#touches; index++) {
+      const group = this.#touched[index]!;
       group.mark = group.tuples.rows;
       group.touched = false;
     }
-    this.#touched.length = 0;
-    this.#killed.length = 0;
+    this.#touches = 0;
+    if (this.#killed.length > 0) this.#killed.length = 0;
     this.transactions++;
     this.endLsn = endLsn;
     this.committedAtMs = committedAtMs;
@@ -261,12 +267,12 @@ export class Batch {
   /** Takes the rows of the open transaction out again. */
   rollback(): void {
     for (const { group, row } of this.#killed) group.tuples.revive(row);
-    for (const group of this.#touched) {
+    for (const group of this.#touched.slice(0, this.#touches)) {
       group.tuples.truncate(group.mark);
       group.touched = false;
       for (const row of group.firsts.keys()) if (row >= group.mark) group.firsts.delete(row);
     }
-    this.#touched.length = 0;
+    this.#touches = 0;
     this.#killed.length = 0;
   }
 }
@@ -295,15 +301,16 @@ function unknownOf(route: Route, at: Located): number[] {
 }
 
 /** A key's bytes as something a Map can hold. Two equal results are the same key; see {@link Table.exactKey} for the reverse. */
-function keyOf(bytes: Buffer, at: Located, key: Int32Array, number: boolean): string | number {
+function keyOf(at: Located, key: Int32Array, number: boolean): string | number {
+  const { bytes, view } = at;
   const only = key[0]!;
   if (key.length === 1) {
     const start = at.start[only]!;
     const length = at.length[only]!;
-    if (number && length === 4) return bytes.readInt32BE(start);
+    if (number && length === 4) return view.getInt32(start);
     if (number && length === 8) {
-      const high = bytes.readInt32BE(start);
-      if (high >= -1_048_576 && high < 1_048_576) return high * 4_294_967_296 + bytes.readUInt32BE(start + 4);
+      const high = view.getInt32(start);
+      if (high >= -1_048_576 && high < 1_048_576) return high * 4_294_967_296 + view.getUint32(start + 4);
     }
     return bytes.toString('latin1', start, start + length);
   }
@@ -315,13 +322,74 @@ function keyOf(bytes: Buffer, at: Located, key: Int32Array, number: boolean): st
   return text;
 }
 
-function copyBytes(from: Buffer, start: number, length: number, to: Buffer, at: number): number {
-  if (length > 48) {
-    from.copy(to, at, start, start + length);
-    return at + length;
+/** A value longer than this is copied faster by the buffer's own means, whose price is in the call. */
+const LONG = 256;
+
+/** Writes a column's length and value; both lie behind each other where the row lies as they will here. */
+function writeColumn(to: DataView, pos: number, at: Located, column: number): number {
+  const length = at.length[column]!;
+  if (length < 0) {
+    to.setInt32(pos, -1);
+    return pos + 4;
   }
-  for (let index = 0; index < length; index++) to[at + index] = from[start + index]!;
-  return at + length;
+  const start = at.start[column]!;
+  return copyBytes(at, start - 4, start + length, to, pos);
+}
+
+function copyBytes(at: Located, start: number, end: number, to: DataView, pos: number): number {
+  if (end - start > LONG) {
+    new Uint8Array(to.buffer, to.byteOffset + pos).set(at.bytes.subarray(start, end));
+    return pos + end - start;
+  }
+  const from = at.view;
+  let read = start;
+  let written = pos;
+  for (; read + 4 <= end; read += 4, written += 4) to.setInt32(written, from.getInt32(read));
+  for (; read < end; read++, written++) to.setUint8(written, from.getUint8(read));
+  return written;
+}
+
+/** No less than the values of a row take, with their lengths. */
+function sizeOf(source: Int32Array, at: Located): number {
+  let size = 4 * source.length;
+  for (let index = 0; index < source.length; index++) {
+    const length = at.length[source[index]!]!;
+    if (length > 0) size += length;
+  }
+  return size;
+}
+
+function writeCopy(tuples: Tuples, source: Int32Array, at: Located): void {
+  const to = tuples.reserveView(2 + sizeOf(source, at));
+  let pos = tuples.length;
+  to.setInt16(pos, source.length);
+  pos += 2;
+  for (let index = 0; index < source.length; index++) pos = writeColumn(to, pos, at, source[index]!);
+  tuples.endRow(pos);
+}
+
+function writeRecord(tuples: Tuples, route: Route, at: Located, first: Version | undefined): void {
+  const { source } = route;
+  const oids = route.tombstone ? route.staging.tombstoneOids : route.staging.rowOids;
+  const count = source.length;
+  const to = tuples.reserveView(8 + 4 * count + sizeOf(source, at) + 16);
+  const begin = tuples.length;
+  to.setInt32(begin + 4, count + 1);
+  let pos = begin + 8;
+  for (let index = 0; index < count; index++) {
+    to.setInt32(pos, oids[index]!);
+    pos = writeColumn(to, pos + 4, at, source[index]!);
+  }
+  to.setInt32(pos, INT8_OID);
+  if (first === undefined) {
+    pos = writeColumn(to, pos + 4, at, route.parent);
+  } else {
+    to.setInt32(pos + 4, 8);
+    to.setBigInt64(pos + 8, first);
+    pos += 16;
+  }
+  to.setInt32(begin, pos - begin - 4);
+  tuples.endRow(pos);
 }
 
 function writeInt32(to: Buffer, value: number, at: number): number {
@@ -330,62 +398,6 @@ function writeInt32(to: Buffer, value: number, at: number): number {
   to[at + 2] = value >>> 8;
   to[at + 3] = value;
   return at + 4;
-}
-
-function sizeOf(source: Int32Array, at: Located): number {
-  let size = 0;
-  for (const column of source) if (at.length[column]! > 0) size += at.length[column]!;
-  return size;
-}
-
-function writeCopy(tuples: Tuples, source: Int32Array, bytes: Buffer, at: Located): void {
-  const to = tuples.reserve(2 + 4 * source.length + sizeOf(source, at));
-  let pos = tuples.length;
-  to[pos] = source.length >>> 8;
-  to[pos + 1] = source.length;
-  pos += 2;
-  for (let index = 0; index < source.length; index++) {
-    const column = source[index]!;
-    const length = at.length[column]!;
-    if (length < 0) {
-      pos = writeInt32(to, -1, pos);
-    } else {
-      pos = writeInt32(to, length, pos);
-      pos = copyBytes(bytes, at.start[column]!, length, to, pos);
-    }
-  }
-  tuples.endRow(pos);
-}
-
-function writeRecord(group: Group, route: Route, bytes: Buffer, at: Located, first: Version | undefined): void {
-  const { source } = route;
-  const oids = route.staging.rowOids;
-  const { keyAt } = route.staging;
-  const count = source.length;
-  const to = group.tuples.reserve(8 + 8 * count + sizeOf(source, at) + 16);
-  const begin = group.tuples.length;
-  let pos = writeInt32(to, count + 1, begin + 4);
-  for (let index = 0; index < count; index++) {
-    const column = source[index]!;
-    const length = at.length[column]!;
-    pos = writeInt32(to, route.tombstone ? tombstoneOid(oids, keyAt, index) : oids[index]!, pos);
-    if (length < 0) {
-      pos = writeInt32(to, -1, pos);
-    } else {
-      pos = writeInt32(to, length, pos);
-      pos = copyBytes(bytes, at.start[column]!, length, to, pos);
-    }
-  }
-  pos = writeInt32(to, INT8_OID, pos);
-  pos = writeInt32(to, 8, pos);
-  if (first === undefined) pos = copyBytes(bytes, at.start[route.parent]!, 8, to, pos);
-  else pos = to.writeBigInt64BE(first, pos);
-  writeInt32(to, pos - begin - 4, begin);
-  group.tuples.endRow(pos);
-}
-
-function tombstoneOid(oids: readonly number[], keyAt: readonly number[], index: number): number {
-  return index < keyAt.length ? oids[keyAt[index]!]! : INT8_OID;
 }
 
 function writeCopyValues(tuples: Tuples, values: readonly (Buffer | null)[]): void {

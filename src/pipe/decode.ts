@@ -55,9 +55,11 @@ export class Decoder {
   /** Whether rows of the open transaction are in the batch, or were handed out in an incomplete one. */
   #openRows = 0;
   #spilled = false;
-  /** Row messages of the open transaction, to decode again when the batch is taken in the middle of it. */
+  /** As many row messages of the open transaction, to decode again when the batch is taken in the middle of it. */
   readonly #tail: { bytes: Buffer[]; start: number[]; end: number[] } = { bytes: [], start: [], end: [] };
   #position: LSN = LSN_ZERO;
+  /** No position up to here is a lie. */
+  #reach = 0n;
   #foreign = 0;
   /** Large transactions that the peer sends while they run, by their top transaction. */
   readonly #streams = new Map<number, Streamed>();
@@ -132,8 +134,11 @@ export class Decoder {
 
   /** What is taken for applied is not asked for again: no word of the peer may move that out of its reach. */
   #checkEnd(lsn: LSN): void {
+    if (lsn <= this.#reach) return;
     const walEnd = this.#options.walEnd?.();
-    if (walEnd !== undefined && lsn > walEnd + FAR) throw violation('a position far behind the end of its WAL');
+    if (walEnd === undefined) return;
+    this.#reach = walEnd + FAR;
+    if (lsn > this.#reach) throw violation('a position far behind the end of its WAL');
   }
 
   #checkCommit(commitLsn: LSN, endLsn: LSN): void {
@@ -263,7 +268,7 @@ export class Decoder {
     this.#inTransaction = false;
     if (this.#openRows > 0 || this.#spilled || this.#batch.passed.size > 0) {
       this.#batch.commit(endLsn, committedAtMs);
-      this.#forgetTail();
+      this.#openRows = 0;
       this.#spilled = false;
     }
     this.#position = endLsn;
@@ -366,10 +371,10 @@ export class Decoder {
     if (located.texts > 0 || route.texts !== undefined) checkTexts(route, located);
     for (const column of route.key) if (located.length[column]! < 0) throw violation('a row without its key');
     this.#batch.add(route, bytes, located, isUpdate && !(keyChanged && located.unchanged === 0));
-    this.#openRows++;
-    this.#tail.bytes.push(bytes);
-    this.#tail.start.push(start);
-    this.#tail.end.push(end);
+    const row = this.#openRows++;
+    this.#tail.bytes[row] = bytes;
+    this.#tail.start[row] = start;
+    this.#tail.end[row] = end;
   }
 
   /** Remembers that a row was left out. Said too early, it only makes the join begin lower: that a batch ends here is no matter. */
@@ -421,27 +426,21 @@ export class Decoder {
     this.#batch = new Batch();
     // What is passed over ahead of a commit counts with that commit.
     const ahead = batch.transactions === 0 && batch.passed.size > 0;
-    if (this.#openRows === 0 && !this.#spilled && !ahead) return batch;
-    if (batch.transactions > 0 && this.#openRows > 0) {
+    const open = this.#openRows;
+    this.#openRows = 0;
+    // Forgotten here and not at each commit: an array that is emptied is made anew.
+    const bytes = this.#tail.bytes.splice(0);
+    if (open === 0 && !this.#spilled && !ahead) return batch;
+    if (batch.transactions > 0 && open > 0) {
       batch.rollback();
-      const { bytes, start, end } = this.#tail;
-      const messages = bytes.map((buffer, index) => [buffer, start[index]!, end[index]!] as const);
-      batch.rows -= messages.length;
-      this.#forgetTail();
-      for (const [buffer, from, to] of messages) this.#row(buffer, from, to);
+      batch.rows -= open;
+      const { start, end } = this.#tail;
+      for (let row = 0; row < open; row++) this.#row(bytes[row]!, start[row]!, end[row]!);
       return batch;
     }
     batch.complete = false;
     this.#spilled = true;
-    this.#forgetTail();
     return batch;
-  }
-
-  #forgetTail(): void {
-    this.#openRows = 0;
-    this.#tail.bytes.length = 0;
-    this.#tail.start.length = 0;
-    this.#tail.end.length = 0;
   }
 }
 

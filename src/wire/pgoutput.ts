@@ -46,8 +46,11 @@ const NULL = 0x6e;
 const UNCHANGED = 0x75;
 const MAX_COLUMNS = 1664;
 
-/** Where each column of one tuple lies. Reused from row to row. */
+/** Where each column of one tuple lies. Reused from row to row. Ahead of every value stand four bytes, its length. */
 export interface Located {
+  /** The bytes looked at last, and a view of them. */
+  bytes: Buffer;
+  view: DataView;
   count: number;
   /** Columns whose value the update did not send. */
   unchanged: number;
@@ -59,7 +62,23 @@ export interface Located {
 
 /** An empty scratch for {@link locate}. */
 export function emptyLocated(): Located {
-  return { count: 0, unchanged: 0, texts: 0, start: new Int32Array(MAX_COLUMNS), length: new Int32Array(MAX_COLUMNS) };
+  const bytes = Buffer.alloc(0);
+  const columns = { start: new Int32Array(MAX_COLUMNS), length: new Int32Array(MAX_COLUMNS) };
+  return { bytes, view: dataView(bytes), count: 0, unchanged: 0, texts: 0, ...columns };
+}
+
+/** A view of the bytes, which reads and writes numbers much faster than `Buffer` does. */
+export function dataView(bytes: Buffer): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** The view of the bytes that rows lie in: many lie in one chunk. */
+export function viewOf(at: Located, bytes: Buffer): DataView {
+  if (at.bytes !== bytes) {
+    at.bytes = bytes;
+    at.view = dataView(bytes);
+  }
+  return at.view;
 }
 
 /**
@@ -67,7 +86,8 @@ export function emptyLocated(): Located {
  * Throws `peer_protocol` for a tuple that does not fit its message.
  */
 export function locate(bytes: Buffer, at: number, end: number, into: Located): number {
-  const count = bytes.readInt16BE(at);
+  const view = viewOf(into, bytes);
+  const count = view.getInt16(at);
   if (count < 0 || count > MAX_COLUMNS) throw violation(`a tuple of ${count} columns`);
   let pos = at + 2;
   let unchanged = 0;
@@ -76,7 +96,7 @@ export function locate(bytes: Buffer, at: number, end: number, into: Located): n
     const kind = bytes[pos++];
     if (kind === BINARY || kind === TEXT) {
       if (kind === TEXT) texts++;
-      const length = bytes.readInt32BE(pos);
+      const length = view.getInt32(pos);
       pos += 4;
       if (length < 0 || pos + length > end)
         throw violation(`a column of ${length} bytes that its message does not hold`);

@@ -1,3 +1,5 @@
+import { dataView } from './pgoutput.ts';
+
 /**
  * Rows in PostgreSQL's binary forms, in one growing buffer.
  *
@@ -8,6 +10,7 @@
  */
 export class Tuples {
   #bytes: Buffer;
+  #view: DataView;
   #length = 0;
   /** End offset of each row. */
   #ends: number[] = [];
@@ -15,6 +18,7 @@ export class Tuples {
 
   constructor(capacity = 16_384) {
     this.#bytes = Buffer.allocUnsafe(capacity);
+    this.#view = dataView(this.#bytes);
   }
 
   /** Rows written, the dead ones included. */
@@ -39,8 +43,15 @@ export class Tuples {
       const grown = Buffer.allocUnsafe(Math.max(need, this.#bytes.length * 2));
       this.#bytes.copy(grown, 0, 0, this.#length);
       this.#bytes = grown;
+      this.#view = dataView(grown);
     }
     return this.#bytes;
+  }
+
+  /** The same as a view. */
+  reserveView(more: number): DataView {
+    this.reserve(more);
+    return this.#view;
   }
 
   /** Ends a row at this offset of the buffer. */
