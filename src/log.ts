@@ -65,6 +65,10 @@ export const events = {
     level: 'warn',
     doc: 'Rows of a clock that was far wrong are taken now that it is right; until the time named they win over all that has not seen them.',
   },
+  'clock.unusable': {
+    level: 'error',
+    doc: 'This region’s clock says the year 3111 or later, and no region could take what it stamps; the agent waits until it is right.',
+  },
   'clock.back': { level: 'info', doc: 'A peer’s clock is inside the bound again.' },
   'tombstones.reaped': { level: 'debug', doc: 'Tombstones that every region has confirmed were removed.' },
   'tombstones.kept': { level: 'debug', doc: 'Tombstones stay: not every region has confirmed them.' },

@@ -145,7 +145,8 @@ class RunningAgent implements Agent {
         if (signal.aborted) return;
         const error = classify(thrown, this.#here.name);
         if (this.#state !== 'starting' || error.code !== told) {
-          this.#log.event('database.lost', { code: error.code, error: error.message, cure: error.cure });
+          const event = error.code === 'clock_unusable' ? 'clock.unusable' : 'database.lost';
+          this.#log.event(event, { code: error.code, error: error.message, cure: error.cure });
         }
         told = error.code;
         this.#version = null;
@@ -163,7 +164,9 @@ class RunningAgent implements Agent {
     const term = new AbortController();
     const stop = (): void => term.abort();
     signal.addEventListener('abort', stop);
+    let lose!: (reason: unknown) => void;
     const lost = new Promise<never>((_, reject) => {
+      lose = reject;
       local.on('error', (error) => reject(connectionError(error, here.name)));
       local.on('end', () =>
         reject(new CoregentError('peer_unreachable', 'the connection ended', { where: here.name })),
@@ -177,6 +180,9 @@ class RunningAgent implements Agent {
       if (!(await readInstalled(local, here.name))) {
         throw new CoregentError('schema_missing', 'this region is not installed', { where: here.name });
       }
+      const clock = new DatabaseClock();
+      await clock.read(local);
+      clock.demandUsable(here.name);
       let tookOver = false;
       const lead = takeLock({
         local,
@@ -190,7 +196,6 @@ class RunningAgent implements Agent {
       });
       if (!(await Promise.race([lead, lost]))) return;
       if (await knowSelf(local, this.#config, here)) this.#log.event('region.promoted');
-      const clock = new DatabaseClock();
       await clock.read(local);
       const ask = inTurn();
       let flushed: Promise<LSN> | undefined;
@@ -220,7 +225,10 @@ class RunningAgent implements Agent {
       this.#log.event('database.connected', { version: this.#version });
       this.#log.event('agent.leading');
       timers.push(
-        setInterval(() => ask(() => clock.read(local)).catch(() => {}), CLOCK_MS),
+        setInterval(() => {
+          const look = ask(() => clock.read(local)).catch(() => {});
+          look.then(() => clock.demandUsable(here.name)).catch(lose);
+        }, CLOCK_MS),
         setInterval(() => {
           this.#tickMs = performance.now();
           for (const peer of this.#peers) peer.link.measure();

@@ -1,10 +1,9 @@
 import type pg from 'pg';
-import { microsOf, type Version } from '../model/version.ts';
+import { CoregentError } from '../model/error.ts';
+import { LAST_MICROS, microsOf, type Version } from '../model/version.ts';
 
 /** Versions that are further ahead than this, in ms, need not be waited for: see {@link FarAhead}. */
 const FAR_MS = 600_000;
-/** Versions from here on, in the year 3111, are never taken: a version must have room for greater ones. In microseconds since 1970. */
-const LAST_MICROS = 2n ** 55n;
 
 /**
  * The clock of a database, read now and then and carried on by the process's monotonic clock,
@@ -43,6 +42,12 @@ export class DatabaseClock {
   /** The database's time in microseconds since 1970; undefined before the first reading. */
   nowMicros(): number | undefined {
     return this.#offsetMicros === undefined ? undefined : performance.now() * 1000 + this.#offsetMicros;
+  }
+
+  /** Throws `clock_unusable` when no region would ever take what is stamped by this clock. */
+  demandUsable(where: string): void {
+    if ((this.nowMicros() ?? 0) < Number(LAST_MICROS)) return;
+    throw new CoregentError('clock_unusable', 'this region’s clock says the year 3111 or later', { where });
   }
 
   /** Whether this clock has passed the version for certain, whatever the error of the last reading. */
@@ -89,9 +94,14 @@ export class FarAhead {
     return new Date(Number(this.#micros / 1000n)).toISOString();
   }
 
+  /** Whether it is never taken. */
+  get never(): boolean {
+    return this.#micros >= LAST_MICROS;
+  }
+
   /** Whether it is to be taken now, being ahead by so much. Ask again and again. */
   taken(aheadMs: number): boolean {
-    if (aheadMs <= FAR_MS || this.#micros >= LAST_MICROS || !this.#right()) return false;
+    if (aheadMs <= FAR_MS || this.never || !this.#right()) return false;
     const known = this.#micros - this.#ours.acceptedMicros < BigInt(FAR_MS) * 1000n;
     if (!known && (this.#rightSinceMs === undefined || performance.now() - this.#rightSinceMs < this.#settleMs))
       return false;

@@ -435,7 +435,11 @@ export class Peer {
         told = true;
         this.link.enter('waiting');
         this.link.fail(
-          new CoregentError('clock_ahead', `its rows are ${Math.round(aheadMs)} ms ahead of this region’s clock`),
+          far.never
+            ? new CoregentError('clock_unusable', 'its rows are of the year 3111 or later', {
+                where: this.#region.name,
+              })
+            : new CoregentError('clock_ahead', `its rows are ${Math.round(aheadMs)} ms ahead of this region’s clock`),
         );
         this.#context.log.event('clock.ahead', { peer: this.#region.name, ahead_ms: Math.round(aheadMs) });
       }

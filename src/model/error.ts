@@ -116,6 +116,11 @@ export const errors = {
     retry: 'later',
     cure: 'Set the clock of the region named above (NTP); its rows wait until then.',
   },
+  clock_unusable: {
+    exit: 1,
+    retry: 'later',
+    cure: 'Set that region’s clock right (NTP). No region takes what was written there meanwhile; docs/operate.md says how it is stamped anew.',
+  },
   data_corrupt: { exit: 1, retry: 'never', cure: 'The server reports corrupt data; restore it before going on.' },
 
   unknown: { exit: 1, retry: 'reconnect', cure: 'Set COREGENT_DEBUG=1 for the stack, and report it if it stays.' },

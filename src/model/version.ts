@@ -16,6 +16,9 @@ export const VERSION_BEFORE: Version = 0n;
 /** The parent of a write that replaced nothing its region knew. Not 0: that would claim to have seen a row of before. */
 export const NO_PARENT: Version = -1n;
 
+/** Versions of this time and later are taken by no region: a version must have room for greater ones. The year 3111, in microseconds since 1970. */
+export const LAST_MICROS = 2n ** 55n;
+
 /** Puts a clock reading (microseconds since 1970) and a region's id (1 to 127) together. */
 export function makeVersion(micros: bigint, region: number): Version {
   return (micros << REGION_BITS) | BigInt(region);

@@ -3,6 +3,7 @@ import type { Config, RegionConfig } from '../config.ts';
 import type { Tier } from '../model/api.ts';
 import { classify, EXIT } from '../model/error.ts';
 import { tableLabel } from '../model/table.ts';
+import { LAST_MICROS } from '../model/version.ts';
 import { findTier } from './applier.ts';
 import type { FoundTable } from './catalog.ts';
 import { connect } from './connect.ts';
@@ -136,14 +137,22 @@ function ofWarning({ code, object, message, cure }: Warning): Finding[] {
 /** A server's clock less this machine's, and how far off that may be. */
 interface Reading {
   readonly region: string;
+  /** What it says, in ms since 1970. */
+  readonly nowMs: number;
   readonly offsetMs: number;
   readonly errorMs: number;
 }
 
-/** Clocks that are ahead of the slowest one for certain, by more than `maxOffsetMs`. */
+/** Clocks that are ahead of the slowest one for certain, by more than `maxOffsetMs`, and those that nothing may be stamped by. */
 export function clockFindings(readings: readonly Reading[], maxOffsetMs: number): Finding[] {
   const [slowest] = [...readings].sort((a, b) => a.offsetMs - b.offsetMs);
-  return readings.flatMap(({ region, offsetMs, errorMs }) => {
+  return readings.flatMap(({ region, nowMs, offsetMs, errorMs }) => {
+    if (nowMs * 1000 >= Number(LAST_MICROS)) {
+      const says = 'its clock says the year 3111 or later: no other region will ever take what is written there';
+      return [
+        finding('clock_unusable', region, null, says, 'Set the clock right (NTP, chrony) before the next write.'),
+      ];
+    }
     const ahead = offsetMs - slowest!.offsetMs - (errorMs + slowest!.errorMs);
     if (ahead <= maxOffsetMs) return [];
     return [
@@ -160,13 +169,15 @@ export function clockFindings(readings: readonly Reading[], maxOffsetMs: number)
 
 /** By the quickest of a few answers. */
 async function readClock({ client, region }: OpenRegion): Promise<Reading> {
-  let best = { region: region.name, offsetMs: 0, errorMs: Number.POSITIVE_INFINITY };
+  let best = { region: region.name, nowMs: 0, offsetMs: 0, errorMs: Number.POSITIVE_INFINITY };
   for (let i = 0; i < CLOCK_READINGS; i++) {
     const before = performance.now();
     const { rows } = await client.query(`select (date_part('epoch', clock_timestamp()) * 1000)::float8 as ms`);
     const after = performance.now();
     const errorMs = (after - before) / 2;
-    if (errorMs < best.errorMs) best = { region: region.name, offsetMs: rows[0].ms - (before + after) / 2, errorMs };
+    if (errorMs >= best.errorMs) continue;
+    const nowMs = rows[0].ms as number;
+    best = { region: region.name, nowMs, offsetMs: nowMs - (before + after) / 2, errorMs };
   }
   return best;
 }

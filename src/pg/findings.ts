@@ -43,6 +43,10 @@ export const findings = {
   prepared_old: { severity: 'warning', doc: 'A prepared transaction is open for long: slots keep WAL for it.' },
   transaction_long: { severity: 'warning', doc: 'A transaction is open for long: slots keep WAL for it.' },
   clock_offset: { severity: 'blocker', doc: 'Two regions’ clocks differ by more than `clock.max_offset`; rows wait.' },
+  clock_unusable: {
+    severity: 'blocker',
+    doc: 'A region’s clock says the year 3111 or later: no region takes what is written there.',
+  },
   encoding: { severity: 'blocker', doc: 'The databases have different encodings.' },
   collation: {
     severity: 'warning',

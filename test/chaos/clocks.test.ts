@@ -74,6 +74,52 @@ test('F2: rows of a clock that was 80 years ahead are taken when it is right aga
   expect(cluster.peer('frankfurt', 'tokyo')).toMatchObject({ state: 'streaming', last_error: null });
 });
 
+test('F2: a region whose clock says the year 3111 or later is refused, and healed when it is right', async () => {
+  const cluster = await clocked(2);
+  await cluster.query('tokyo', `insert into items values (1, 'before'), (2, 'before')`);
+  await cluster.converged();
+  await set(cluster, 'tokyo', '1200 years');
+  await cluster.query('tokyo', `update items set v = 'of the future' where id = 1; delete from items where id = 2`);
+  await until(() => cluster.log('tokyo').some(({ event }) => event === 'clock.unusable'), {
+    what: 'its agent to say so',
+    deadlineMs: 30_000,
+  });
+  await until(() => cluster.peer('frankfurt', 'tokyo').last_error?.code === 'clock_unusable', {
+    what: 'the peer to say so',
+    deadlineMs: 30_000,
+  });
+  expect(cluster.agent('tokyo').status().state).not.toBe('active');
+  const { code, out } = await cluster.cli('doctor', '--json');
+  expect(code).toBe(3);
+  expect(JSON.parse(out).findings).toContainEqual(
+    expect.objectContaining({ code: 'clock_unusable', region: 'tokyo', severity: 'blocker' }),
+  );
+
+  await set(cluster, 'tokyo', '0 s');
+  await cluster.query('frankfurt', `insert into items values (3, 'of now')`);
+  await arrives(cluster, 'tokyo', 3, 'of now');
+  await cluster.stopAgent('frankfurt');
+  const deletes = await cluster.value('tokyo', `select 'coregent.tomb_' || table_id from coregent.tables`);
+  for (const table of ['items', deletes]) {
+    await cluster.query(
+      'tokyo',
+      `begin;
+       set local session_replication_role = replica;
+       update ${table} set _coregent_version = ((date_part('epoch', clock_timestamp()) * 1000000)::int8 << 7) | (select id from coregent.this_region),
+         _coregent_parent = -1 where _coregent_version >= 1::int8 << 62;
+       commit`,
+    );
+  }
+  const drop = `select pg_drop_replication_slot(slot_name) from pg_replication_slots where starts_with(slot_name, 'coregent_')`;
+  await until(() => cluster.query('tokyo', drop), { what: 'its slot to be free', deadlineMs: 30_000 });
+  await cluster.startAgents('frankfurt');
+  await cluster.converged();
+  expect((await cluster.query('frankfurt', 'select id, v from items order by id')).rows).toEqual([
+    { id: 1, v: 'of the future' },
+    { id: 3, v: 'of now' },
+  ]);
+});
+
 test('F1: a clock that steps back an hour loses no write of a row that is known', async () => {
   const cluster = await clocked(2);
   await cluster.query('tokyo', `insert into items select n, 'first' from generate_series(1, 4) n`);

@@ -66,13 +66,26 @@ describe('releases', () => {
 });
 
 describe('clocks', () => {
-  const at = (region: string, offsetMs: number, errorMs = 10) => ({ region, offsetMs, errorMs });
+  const at = (region: string, offsetMs: number, errorMs = 10) => ({
+    region,
+    nowMs: Date.UTC(2026, 0) + offsetMs,
+    offsetMs,
+    errorMs,
+  });
 
   it('are told of when they differ by more than may be for certain', () => {
     const found = clockFindings([at('tokyo', 800), at('frankfurt', 100), at('virginia', 615)], 500);
     expect(found.map(({ region, message }) => [region, message])).toEqual([
       ['tokyo', 'its clock is 680 ms ahead of frankfurt’s'],
     ]);
+  });
+
+  it('F2: are told of when nothing may be stamped by them, whatever the others say', () => {
+    const late = { region: 'virginia', nowMs: Date.UTC(3112, 0), offsetMs: Date.UTC(3112, 0), errorMs: 1 };
+    expect(clockFindings([late], 500).map(({ code, region }) => [code, region])).toEqual([
+      ['clock_unusable', 'virginia'],
+    ]);
+    expect(clockFindings([{ ...late, nowMs: Date.UTC(3110, 0) }], 500)).toEqual([]);
   });
 
   it('are not, while the answers take longer than they differ', () => {
