@@ -5,6 +5,7 @@ import { formatLsn, type LSN, lsnOf } from '../model/lsn.ts';
 import { ident, literal } from '../quote.ts';
 import { Frames } from '../wire/frames.ts';
 import { violation } from '../wire/pgoutput.ts';
+import { Pacing } from './pacing.ts';
 
 /** What happens on a replication connection. Callbacks run inside of the socket's read; they must not throw. */
 export interface WalReader {
@@ -39,13 +40,8 @@ const KEEPALIVE = 0x6b;
 /** Kind, two positions and a time, ahead of a message. */
 const WAL_HEADER = 25;
 const KEEPALIVE_BYTES = 18;
-/**
- * A walsender writes every message by itself, and wakes a waiting reader each time: that costs both more than the message.
- * So many bytes within so many ms are a burst; then the socket is left alone for a while after it was emptied, and fills.
- */
-const BURST_BYTES = 32 * 1024;
-const BURST_MS = 5;
-const GATHER_MS = 4;
+/** A chunk that ends a burst unseen was the last one after all, when nothing came for so many ms. */
+const LAST_MS = 4;
 /** A chunk of this size is what one read can hold, so the socket holds more. */
 const CHUNK_BYTES = 65_536;
 const EPOCH_2000_MS = 946_684_800_000;
@@ -69,9 +65,7 @@ export async function startWalsender(
   let heardAtMs = performance.now();
   let stopped = false;
   let gathering: NodeJS.Timeout | undefined;
-  let bursting = false;
-  let windowAtMs = 0;
-  let windowBytes = 0;
+  const pacing = new Pacing();
   let over = false;
   let started: { resolve: () => void; reject: (error: unknown) => void } | undefined;
 
@@ -121,14 +115,13 @@ export async function startWalsender(
 
   const calm = (): void => {
     gathering = undefined;
-    bursting = false;
+    pacing.calm();
     // Whoever asked to go on while the timer ran was left to it.
     if (!stopped && !over) socket.resume();
     reader.drained();
   };
   const readOn = (): void => {
-    windowAtMs = performance.now();
-    windowBytes = 0;
+    pacing.paused(performance.now());
     gathering = setTimeout(calm, 1);
     if (!stopped && !over) socket.resume();
   };
@@ -136,25 +129,21 @@ export async function startWalsender(
   socket.on('data', (chunk: Buffer) => {
     receivedBytes += chunk.length;
     heardAtMs = performance.now();
-    if (!bursting && heardAtMs - windowAtMs > BURST_MS) {
-      windowAtMs = heardAtMs;
-      windowBytes = 0;
-    }
-    windowBytes += chunk.length;
+    pacing.read(chunk.length, heardAtMs);
     clearTimeout(gathering);
     gathering = undefined;
     guarded(() => frames.push(chunk, onMessage));
     if (over) return;
     if (chunk.length >= CHUNK_BYTES) {
       // Should it have been the last one after all, nobody else would say that the burst is over.
-      if (bursting) gathering = setTimeout(calm, GATHER_MS);
+      if (pacing.bursting) gathering = setTimeout(calm, LAST_MS);
       return;
     }
-    if (windowBytes >= BURST_BYTES) {
-      bursting = true;
+    const pauseMs = pacing.emptied();
+    if (pauseMs > 0) {
       socket.pause();
-      gathering = setTimeout(readOn, GATHER_MS);
-    } else if (bursting) {
+      gathering = setTimeout(readOn, pauseMs);
+    } else if (pacing.bursting) {
       calm();
     }
   });
@@ -203,7 +192,7 @@ export async function startWalsender(
       return heardAtMs;
     },
     get bursting() {
-      return bursting;
+      return pacing.bursting;
     },
     resume() {
       if (over || !stopped) return;

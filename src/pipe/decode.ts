@@ -205,7 +205,7 @@ export class Decoder {
       }
       case MESSAGE.commit: {
         if (!this.#inTransaction) throw violation('a commit without a transaction');
-        this.#commit(lsnOf(bytes.readBigUInt64BE(start + 10)), protocolTimeMs(bytes.readBigInt64BE(start + 18)));
+        this.#commit(lsnOf(bytes.readBigUInt64BE(start + 10)), protocolTimeMs(bytes, start + 18));
         return;
       }
       case MESSAGE.streamStart: {
@@ -305,7 +305,7 @@ export class Decoder {
     const transaction = bytes.readUInt32BE(start + 1);
     const commitLsn = lsnOf(bytes.readBigUInt64BE(start + 6));
     const endLsn = lsnOf(bytes.readBigUInt64BE(start + 14));
-    const committedAtMs = protocolTimeMs(bytes.readBigInt64BE(start + 22));
+    const committedAtMs = protocolTimeMs(bytes, start + 22);
     const stream = this.#streams.get(transaction);
     if (stream === undefined) throw violation('the commit of a stream that it did not send');
     this.#checkCommit(commitLsn, endLsn);

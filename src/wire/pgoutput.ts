@@ -181,7 +181,7 @@ export function violation(what: string): CoregentError {
 
 const EPOCH_2000_MS = 946_684_800_000;
 
-/** A protocol timestamp (microseconds since 2000-01-01 UTC) in milliseconds since 1970. */
-export function protocolTimeMs(micros: bigint): number {
-  return Number(micros) / 1000 + EPOCH_2000_MS;
+/** The protocol's timestamp at this offset (microseconds since 2000-01-01 UTC) in milliseconds since 1970. */
+export function protocolTimeMs(bytes: Buffer, at: number): number {
+  return (bytes.readInt32BE(at) * 2 ** 32 + bytes.readUInt32BE(at + 4)) / 1000 + EPOCH_2000_MS;
 }
