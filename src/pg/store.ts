@@ -9,13 +9,13 @@ import type { Place } from './held.ts';
 import { ANY_PARKED, Isolation } from './isolate.ts';
 import { passSteps } from './paused.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
+import { Shortcuts } from './shortcuts.ts';
 import {
   applyError,
   arrayOf,
   cleanStep,
   type GroupKind,
   inOrder,
-  isUniqueViolation,
   keysOf,
   tuplesOf,
   versionOf,
@@ -53,13 +53,11 @@ export interface ProgressKey {
   readonly peerId: number;
 }
 
-/** Inserts of at least this many rows go by COPY straight into the table. */
+/** Inserts of at least this many rows go by COPY straight into the table, tombstones without a look whether there is one. */
 const COPY_ROWS = 40;
 /** Batches of at most so many rows are applied and committed in one round trip. */
 const AT_ONCE_ROWS = 200;
-const AT_ONCE = 0;
-/** After a shortcut failed, so many batches at most go the other way. */
-const BACKOFF_MAX = 64;
+const AT_ONCE = 'at once';
 
 /** What a clean statement was expected to do. */
 interface Expectation {
@@ -97,8 +95,7 @@ export class Store {
   readonly #isolation: Isolation;
   /** A look behind a commit failed: every table is looked at before the next batch. Also so at the start. */
   #owesLook = true;
-  /** Shortcuts that failed lately, by what they are for: a table's OID, or 0 for whole batches. */
-  readonly #pauses = new Map<number, { left: number; next: number }>();
+  readonly #shortcuts = new Shortcuts((steps) => this.#run(steps));
 
   constructor(options: {
     client: pg.Client;
@@ -178,7 +175,7 @@ export class Store {
         }
       }
       const small = batch.complete && batch.rows <= AT_ONCE_ROWS && !this.#open && !this.#isolate;
-      if (small && this.#may(AT_ONCE)) {
+      if (small && this.#shortcuts.may(AT_ONCE)) {
         const localLsn = await this.#applyAtOnce(batch);
         if (localLsn !== undefined) return this.#receipt(batch, localLsn);
       }
@@ -230,10 +227,10 @@ export class Store {
     const { results, error } = await runScript(this.#client, [...steps, ...commit]);
     if (error) {
       await this.#must([{ text: 'rollback' }]);
-      this.#failed(AT_ONCE);
+      this.#shortcuts.failed(AT_ONCE);
       return undefined;
     }
-    this.#pauses.delete(AT_ONCE);
+    this.#shortcuts.worked(AT_ONCE);
     return this.#committed(batch, results);
   }
 
@@ -362,12 +359,15 @@ export class Store {
       const target = this.#target(table);
       for (const group of inOrder(table.groups)) {
         if (group.tuples.live === 0) continue;
-        const many = group.kind === 'insert' && group.tuples.live >= COPY_ROWS;
-        if (many && target.compiled.copyIn !== undefined && this.#may(target.staging.table.oid)) {
+        if (this.#mayCopy(target, group)) {
           copies.push({ target, group });
           continue;
         }
         const records = asRecords(table.staging, group);
+        if (group.kind === 'tombstone' && records.live >= COPY_ROWS && this.#shortcuts.may(burying(target))) {
+          await this.#buryNew(target, group, records);
+          continue;
+        }
         expected.push({ target, group, records, step: steps.length });
         steps.push(cleanStep(target, group, records));
       }
@@ -386,8 +386,7 @@ export class Store {
     for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
       if (group.tuples.live === 0) continue;
       const target = this.#target(table);
-      const many = group.kind === 'insert' && group.tuples.live >= COPY_ROWS;
-      if (many && target.compiled.copyIn !== undefined && this.#may(target.staging.table.oid)) {
+      if (this.#mayCopy(target, group)) {
         await this.#copyIn(target, group);
       } else {
         await this.#settle(target, group, asRecords(table.staging, group));
@@ -400,38 +399,29 @@ export class Store {
     if (clean!.count !== records.live) await this.#careful(target, group, records);
   }
 
-  /** Whether a shortcut may be tried; each failure keeps it away for twice as many batches. */
-  #may(shortcut: number): boolean {
-    const pause = this.#pauses.get(shortcut);
-    if (!pause || pause.left === 0) return true;
-    pause.left--;
-    return false;
+  #mayCopy(target: Target, { kind, tuples }: Group): boolean {
+    const fits = kind === 'insert' && tuples.live >= COPY_ROWS && target.compiled.copyIn !== undefined;
+    return fits && this.#shortcuts.may(copying(target));
   }
 
-  #failed(shortcut: number): void {
-    const next = Math.min(BACKOFF_MAX, (this.#pauses.get(shortcut)?.next ?? 1) * 2);
-    this.#pauses.set(shortcut, { left: next, next });
+  /** Few keys are deleted twice: tombstones go in without a look for an older one. */
+  async #buryNew(target: Target, group: Group, records: Tuples): Promise<void> {
+    const values = [arrayOf(target.tombstoneTypeOid, records)];
+    const done = await this.#shortcuts.attempt(burying(target), [{ text: target.compiled.deleteNew, values }]);
+    if (!done) await this.#settle(target, group, records);
+    else if (done[0]!.count !== records.live) await this.#careful(target, group, records);
   }
 
-  /** New rows go straight into the table; a savepoint catches the key that was there already. */
+  /** New rows go straight into the table. */
   async #copyIn(target: Target, group: Group): Promise<void> {
     const { compiled, staging } = target;
-    const { results, error } = await this.#run([
-      { text: 'savepoint copied' },
+    const done = await this.#shortcuts.attempt(copying(target), [
       { text: compiled.copyIn!, copy: copyStream(group.tuples.bytes()) },
-      { text: 'release savepoint copied' },
       { text: compiled.anyTombstone },
     ]);
-    const oid = staging.table.oid;
-    if (error) {
-      if (results.length !== 1 || !isUniqueViolation(error)) throw applyError(error);
-      this.#failed(oid);
-      await this.#must([{ text: 'rollback to savepoint copied' }]);
+    if (!done) {
       await this.#settle(target, group, asRecords(staging, group));
-      return;
-    }
-    this.#pauses.delete(oid);
-    if (results[3]!.rows[0]![0] === 't') {
+    } else if (done[1]!.rows[0]![0] === 't') {
       const keys = asTombstones(staging, group);
       const parameter = arrayOf(target.tombstoneTypeOid, keys);
       const [revived] = await this.#must([
@@ -516,3 +506,6 @@ export class Store {
     this.#note('inserted', target, () => keysOf(target.staging, records));
   }
 }
+
+const copying = ({ staging }: Target): string => `copy into ${staging.table.oid}`;
+const burying = ({ staging }: Target): string => `bury in ${staging.table.oid}`;

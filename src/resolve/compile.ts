@@ -36,6 +36,8 @@ export interface Compiled {
   /** tombstones: remembers the deletes, and deletes rows that the deleter had seen. Count: rows deleted. */
   readonly deleteClean: string;
   readonly deleteAll: string;
+  /** The same where no key has a tombstone yet; fails when one has. */
+  readonly deleteNew: string;
   /** tombstones: records deletes that met a write they had not seen; deletes what is older. */
   readonly recordDeletes: string;
   /** The same behind a commit: records only what `deleteOlder` is about to delete. */
@@ -155,13 +157,16 @@ export function compile(table: Table): Compiled {
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
   const noted = `${literal(qualified('coregent', deletesName(table)))}::regclass`;
   const noteDeletes = `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`;
-  const buried = `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
+  const bury = (
+    onConflict: string,
+  ): string => `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
       insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s where (select ${noteDeletes})
-      on conflict (${list(table.key)}) do update set ${tombstoneColumns
-        .filter((name) => !(keyExact && table.key.includes(name)))
-        .map((name) => `${ident(name)} = excluded.${ident(name)}`)
-        .join(', ')}
-      where ${v('x')} < ${v('excluded')})`;
+      ${onConflict})`;
+  const buried = bury(`on conflict (${list(table.key)}) do update set ${tombstoneColumns
+    .filter((name) => !(keyExact && table.key.includes(name)))
+    .map((name) => `${ident(name)} = excluded.${ident(name)}`)
+    .join(', ')}
+      where ${v('x')} < ${v('excluded')}`);
   const deleteSeen = `delete from ${target} t using s where ${onKey('t', 's')} and ${v('t')} <= ${v('s')} and ${seen('s', 't')}`;
 
   const revived = (only: string): string => `${into}
@@ -200,6 +205,7 @@ export function compile(table: Table): Compiled {
     insertClean: insertNew,
     insertAll: `with applied as (${insertNew} returning 1) ${allApplied}`,
     deleteClean: `${buried} ${deleteSeen}`,
+    deleteNew: `${bury('')} ${deleteSeen}`,
     deleteAll: `${buried}, applied as (${deleteSeen} returning 1) ${allApplied}`,
     recordDeletes: deletes(''),
     recordCrossedDeletes: deletes(`and ${v('t')} <= ${v('s')}`),

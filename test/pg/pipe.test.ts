@@ -89,6 +89,20 @@ describe.each<Tier>(['A', 'B', 'C'])('tier %s', (tier) => {
     expect(await counts('select count(*)::int from items where id = 13')).toEqual([0, 0, 0]);
   });
 
+  test('A9: many keys are deleted at once, some of which were deleted before', async () => {
+    const keys = 'id between 20001 and 20300';
+    await cluster.query('tokyo', `insert into items select i, 'first' from generate_series(20001, 20300) i`);
+    await cluster.query('tokyo', `delete from items where ${keys} and id <= 20100`);
+    await cluster.query('tokyo', `insert into items select i, 'again' from generate_series(20001, 20100) i`);
+    await cluster.converged();
+    await cluster.query('frankfurt', `delete from items where ${keys}`);
+    await cluster.converged();
+    expect(await counts(`select count(*)::int from items where ${keys}`)).toEqual([0, 0, 0]);
+    await cluster.query('virginia', `insert into items select i, 'new' from generate_series(20001, 20010) i`);
+    await cluster.converged();
+    expect(await counts(`select count(*)::int from items where ${keys}`)).toEqual([10, 10, 10]);
+  });
+
   test('B9, B11: a change of key is a delete and an insert, and keys are equal as the database says', async () => {
     await cluster.query('tokyo', `insert into codes values ('a', 1.0, 'x'), ('b', 2, 'y'), ('c', 3, 'z')`);
     await cluster.converged();
