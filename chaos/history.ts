@@ -11,6 +11,8 @@ export interface Write {
   readonly saw: readonly bigint[];
   /** Digest of the whole row; null: a delete. */
   readonly image: string | null;
+  /** Version of the delete, in the same transaction, over which the row was inserted. */
+  readonly deleted?: bigint;
   /** Of an increment: the value before and after. */
   readonly step?: { readonly from: number; readonly to: number };
   /** Whether it left a long value of the row alone. */

@@ -55,7 +55,7 @@ export async function run(options: Options, tell: (line: string) => void): Promi
     await seedRows(world, history);
     for (const { keeper } of world.regions) await keeper.streaming(STREAMING_MS);
     say(`load and faults for ${options.minutes} min`);
-    const { happened, seen } = await storm(world, options, history, say);
+    const { happened, beats, seen } = await storm(world, options, history, say);
     const healing = performance.now();
     let healedS: number | undefined;
     let broken: string | undefined;
@@ -71,7 +71,7 @@ export async function run(options: Options, tell: (line: string) => void): Promi
       broken = `the regions did not settle: ${(error as Error).message}`;
       say(broken);
     }
-    const verdicts = await check(world, history, { happened, seen, settled: broken === undefined });
+    const verdicts = await check(world, history, { happened, beats, seen, settled: broken === undefined });
     const ok = broken === undefined && verdicts.every(passed);
     keep ||= !ok;
     const results: Results = {
@@ -117,13 +117,18 @@ async function storm(world: World, options: Options, history: History, say: (lin
   await faults.heal();
   say('healed; the load ends');
   await load.stop();
-  return { happened: faults.happened, seen: await watch.stop() };
+  return { happened: faults.happened, beats: load.beats.acknowledged, seen: await watch.stop() };
 }
 
 async function check(
   world: World,
   history: History,
-  { happened, seen, settled: isSettled }: { happened: readonly Happened[]; seen: Seen; settled: boolean },
+  {
+    happened,
+    beats,
+    seen,
+    settled: isSettled,
+  }: { happened: readonly Happened[]; beats: History['acknowledged']; seen: Seen; settled: boolean },
 ): Promise<Verdict[]> {
   const { regions, keepsTombstones: tombstonesStay } = world;
   const outcome = await readOutcome(regions, world.tables.registers);
@@ -135,11 +140,7 @@ async function check(
     await checkOnce(regions, history),
     await checkWhole(regions, history, seen),
     await checkRecords(regions),
-    checkAvailable(
-      regions.map(({ name }) => name),
-      history,
-      happened,
-    ),
+    checkAvailable({ regions: regions.map(({ name }) => name), history, beats, happened }),
     checkAnswers({
       transactions: history.transactions,
       faults: history.faults,

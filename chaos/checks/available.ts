@@ -6,11 +6,22 @@ import type { Verdict } from './verdict.ts';
 const LEAST_MS = 3_000;
 /** A writer may wait so long for a lock, or for the last fault to end, before it counts. */
 const SLACK_MS = 500;
-/** Where another region acknowledged so many writes in the meantime, the machine can't be why one acknowledged none. */
+/** Where a table beside the replicated ones took so many writes in the meantime, the machine can't be why a region acknowledged none. */
 const WITNESSED = 10;
 
 /** INV-V: while something else is broken (a link, another region, its own agent) a region acknowledges writes. */
-export function checkAvailable(regions: readonly string[], history: History, happened: readonly Happened[]): Verdict {
+export function checkAvailable({
+  regions,
+  history,
+  beats,
+  happened,
+}: {
+  readonly regions: readonly string[];
+  readonly history: History;
+  /** Moments of writes to a table that is not replicated, by region. */
+  readonly beats: History['acknowledged'];
+  readonly happened: readonly Happened[];
+}): Verdict {
   const violations: string[] = [];
   let windows = 0;
   for (const region of regions) {
@@ -18,10 +29,9 @@ export function checkAvailable(regions: readonly string[], history: History, hap
     for (const { name, where, stops, from, to } of happened) {
       if (stops.includes(region) || to - from < LEAST_MS) continue;
       if (stopped.some((other) => other.from < to + SLACK_MS && other.to > from - SLACK_MS)) continue;
-      const within = (name: string): number =>
-        (history.acknowledged.get(name) ?? []).filter((at) => at >= from && at <= to).length;
-      const silent = within(region) === 0;
-      if (silent && !regions.some((other) => other !== region && within(other) >= WITNESSED)) continue;
+      const within = (moments: readonly number[] = []): number => moments.filter((at) => at >= from && at <= to).length;
+      const silent = within(history.acknowledged.get(region)) === 0;
+      if (silent && within(beats.get(region)) < WITNESSED) continue;
       windows++;
       if (silent) {
         violations.push(`${region} acknowledged nothing in ${Math.round(to - from)} ms of ${name} (${where})`);

@@ -133,6 +133,10 @@ function verdictOf({ verdict }: Write): string {
   return verdict === 'ok' ? '' : ' (unanswered)';
 }
 
+function maxOf(a: bigint, b: bigint): bigint {
+  return a > b ? a : b;
+}
+
 /** INV-L: a write that vanished was replaced by someone who saw it, or is in a conflict record. */
 export function checkLost(
   writes: ReadonlyMap<string, readonly Write[]>,
@@ -148,7 +152,7 @@ export function checkLost(
     const saw = new Set(list.flatMap((write) => write.saw));
     const byVersion = new Map(list.map((write) => [write.version, write]));
     const lastDelete = list.reduce(
-      (most, { image, version }) => (image === null && version > most ? version : most),
+      (most, { image, version, deleted = -1n }) => maxOf(most, image === null ? version : deleted),
       -1n,
     );
     for (const write of list) {

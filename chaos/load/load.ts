@@ -1,5 +1,5 @@
 import { seeded } from '../../test/world/random.ts';
-import type { History } from '../history.ts';
+import { History } from '../history.ts';
 import type { Options } from '../options.ts';
 import { HITS, imageSql } from '../tables.ts';
 import type { World } from '../world.ts';
@@ -7,18 +7,32 @@ import { GROUPS } from './groups.ts';
 import { COUNTERS, counterId, NUMBERS, PAIRS } from './numbers.ts';
 import { PARTITIONED, REGISTERS } from './registers.ts';
 import { TYPES } from './wide.ts';
-import { type Shared, Writer } from './writer.ts';
+import { type Kind, type Shared, Writer } from './writer.ts';
 
 /** A running load. */
 export interface Load {
   readonly history: History;
+  /** What the servers take beside the replicated tables: silent only where the server or the machine is. */
+  readonly beats: History;
   /** Lets every transaction end. */
   stop(): Promise<void>;
 }
 
+/** One row that nobody replicates. */
+const BEAT: Kind = {
+  name: 'beat',
+  weight: 1,
+  run: async ({ client }) => {
+    await client.query('update beside.beat set n = n + 1');
+    return () => {};
+  },
+};
+
 /** Rows that must be there before anybody writes: each region brings its own, and waits for nobody. */
 export async function seedRows(world: World, history: History): Promise<void> {
   for (const [index, region] of world.regions.entries()) {
+    await region.query('create schema beside create table beat (n int)');
+    await region.query('insert into beside.beat values (0)');
     for (let counter = 0; counter < COUNTERS; counter++) {
       await region.query('insert into counters values ($1, 0)', [counterId(index, counter)]);
       history.counters.set(counterId(index, counter), { ok: 0, unknown: 0 });
@@ -45,27 +59,23 @@ export function startLoad(world: World, options: Options, history: History): Loa
   const stopping = new AbortController();
   const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES];
   if (options.extras.includes('partitions')) kinds.push(PARTITIONED);
+  const beats = new History();
   const running = world.regions.flatMap((region, index) => {
     const shared: Shared = { alive: { entries: [], bulk: [], parents: [] }, nextGroup: 0, nextId: 0 };
-    return Array.from({ length: options.writers }, (_, number) => {
-      const writer = new Writer(
-        region.url,
-        {
-          random: seeded(random() * 2 ** 32),
-          history,
-          region: region.name,
-          index,
-          writer: index * 100 + number,
-          major: region.major,
-          shared,
-        },
-        kinds,
-      );
-      return writer.run(stopping.signal, options.pauseMs);
-    });
+    const { url, name, major } = region;
+    const start = (number: number, to: History, kinds: readonly Kind[]): Promise<void> => {
+      const writer = index * 100 + number;
+      const work = { random: seeded(random() * 2 ** 32), history: to, region: name, index, writer, major, shared };
+      return new Writer(url, work, kinds).run(stopping.signal, options.pauseMs);
+    };
+    return [
+      ...Array.from({ length: options.writers }, (_, number) => start(number, history, kinds)),
+      start(options.writers, beats, [BEAT]),
+    ];
   });
   return {
     history,
+    beats,
     stop: async () => {
       stopping.abort();
       await Promise.all(running);

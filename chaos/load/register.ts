@@ -41,13 +41,14 @@ export async function register(
   await body();
   const after = await readRows(client, table, keys, options.counts);
   const writes: Write[] = [];
+  const isOwn = (version: bigint): boolean => Number(version & 127n) === index + 1;
   for (const [key, row] of after) {
     const was = before.get(key);
     if (was?.version === row.version || buried.get(key) === row.version) continue;
     // What another region wrote may arrive in between.
-    if (Number(row.version & 127n) !== index + 1) continue;
-    const tombstone = buried.get(key);
-    const saw = [was?.version, tombstone, ...row.parents].filter((version) => version !== undefined);
+    if (!isOwn(row.version)) continue;
+    const known = buried.get(key);
+    const saw = [was?.version, known, ...row.parents].filter((version) => version !== undefined);
     writes.push({
       table: table.name,
       key,
@@ -55,6 +56,9 @@ export async function register(
       version: row.version,
       saw,
       image: row.image,
+      ...(row.image !== null && row.tombstone !== undefined && row.tombstone > (known ?? -1n) && isOwn(row.tombstone)
+        ? { deleted: row.tombstone }
+        : {}),
       left: options.left === true && was !== undefined && row.image !== null,
       ...(was?.n !== undefined && row.n !== undefined ? { step: { from: was.n, to: row.n } } : {}),
       verdict: 'unknown',
@@ -86,6 +90,8 @@ async function lockRows(
 
 interface After {
   readonly version: bigint;
+  /** Version of the tombstone, where one is beside a row. */
+  readonly tombstone: bigint | undefined;
   /** Of the row and of its tombstone. */
   readonly parents: readonly bigint[];
   readonly image: string | null;
@@ -112,8 +118,9 @@ async function readRows(
     const version = BigInt(row.version);
     const other = found.get(row.key);
     const parents = [BigInt(row.parent), ...(other?.parents ?? [])];
-    const newest = other && other.version > version ? other : { version, image: row.image, n: numberOf(row.n) };
-    found.set(row.key, { ...newest, parents });
+    const one = { version, image: row.image, n: numberOf(row.n) };
+    const newest = other && other.version > version ? other : one;
+    found.set(row.key, { ...newest, parents, tombstone: row.image === null ? version : other?.tombstone });
   }
   return found;
 }
