@@ -14,7 +14,7 @@ const oldest = process.platform === 'linux' && process.arch === 'x64' ? 14 : 15;
 const everyMajor = (name: string, list: string) => ({
   test: {
     name,
-    include: ['test/pg/agent.test.ts', 'test/property/regions.test.ts'],
+    include: ['test/pg/agent.test.ts', 'test/pg/partitions.test.ts', 'test/property/regions.test.ts'],
     env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: process.env.COREGENT_RUNS ?? '10' },
     globalSetup: [majors, servers],
     maxWorkers: 3,

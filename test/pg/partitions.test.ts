@@ -42,7 +42,7 @@ beforeAll(async () => {
   await cluster.query('virginia', `insert into events select 'us', n, 'before', null from generate_series(1, 60) n`);
   await cluster.install();
   await cluster.startAgents();
-  await cluster.converged(20_000);
+  await cluster.converged();
 });
 afterAll(() => cluster[Symbol.asyncDispose]());
 
@@ -63,7 +63,7 @@ it('partitioned tables travel as wholes, each region cut in its own way', async 
   await cluster.query('frankfurt', `update events set v = 'changed' where id <= 3`);
   await cluster.query('tokyo', `insert into events values ('asia', 1, 'new')`);
   await cluster.query('virginia', `delete from events where id > 3`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await events('tokyo')).toBe(
     'asia 1 new, eu 1 changed b, eu 2 changed b, eu 3 changed b, us 1 changed, us 2 changed, us 3 changed',
   );
@@ -73,11 +73,11 @@ it('partitioned tables travel as wholes, each region cut in its own way', async 
 
 it('D18: a row that moves between partitions arrives as one row, whichever region moves it', async () => {
   await cluster.query('tokyo', `update events set region = 'us', id = id + 100, v = 'moved' where region = 'eu'`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   await cluster.query('frankfurt', `update events set id = id + 1, region = 'africa' where id > 100`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   await cluster.query('virginia', `update events set id = id - 101, region = 'eu', v = 'back' where id > 100`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await events('tokyo')).toBe(
     'asia 1 new, eu 1 back b, eu 2 back b, eu 3 back b, us 1 changed, us 2 changed, us 3 changed',
   );
@@ -90,7 +90,7 @@ it('D18: a row that moves here while another region changes it there is decided 
   await cluster.query('tokyo', `update events set region = 'mars' where region = 'asia'`);
   await cluster.query('virginia', `update events set v = 'stays' where region = 'asia'`);
   await cluster.startAgents('tokyo', 'virginia');
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(
     await cluster.value(
       'frankfurt',
@@ -102,15 +102,15 @@ it('D18: a row that moves here while another region changes it there is decided 
 
 it('D9: TRUNCATE of a partition, of a part with partitions, and of the table', async () => {
   await cluster.query('tokyo', 'truncate parts."us; ""x"""');
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('virginia', `select count(*)::int from events where region = 'us'`)).toBe(0);
   await cluster.query('tokyo', 'truncate events_eu');
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('virginia', `select string_agg(region, ' ' order by region) from events`)).toBe(
     'asia mars',
   );
   await cluster.query('frankfurt', 'truncate events');
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('tokyo', 'select count(*)::int from events')).toBe(0);
 });
 
@@ -121,7 +121,7 @@ it('H9: a partition that is made, attached with rows, and detached', async () =>
     `create table days_25 partition of days for values from ('2025-01-01') to ('2026-01-01')`,
   );
   await cluster.query('tokyo', `insert into days values ('2025-06-01', 1, 'x'), ('2024-06-01', 2, 'y')`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect((await cluster.cli('apply', '--dry-run')).out).toContain('tokyo: stamp public.days');
   const { findings } = JSON.parse((await cluster.cli('doctor', '--json')).out);
   expect(findings).toContainEqual(
@@ -129,7 +129,7 @@ it('H9: a partition that is made, attached with rows, and detached', async () =>
   );
   await cluster.install();
   await cluster.query('tokyo', 'truncate days_25');
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('frankfurt', 'select count(*)::int from days')).toBe(1);
 
   // Rows that come with an attached table are not in the WAL: an update of them is.
@@ -141,7 +141,7 @@ it('H9: a partition that is made, attached with rows, and detached', async () =>
   );
   await cluster.install();
   await cluster.query('tokyo', `update days_26 set v = v`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('virginia', `select v from days where id = 3`)).toBe('z');
 
   // A detached partition leaves with its rows, here and nowhere else.
@@ -150,7 +150,7 @@ it('H9: a partition that is made, attached with rows, and detached', async () =>
   await cluster.query('tokyo', `insert into days values ('2025-07-01', 4, 'w')`);
   for (const sql of ['create table gone as table days_24', 'truncate days_24', 'insert into days_24 table gone'])
     await cluster.query('tokyo', sql);
-  await cluster.confirmed(20_000);
+  await cluster.confirmed();
   expect(await cluster.value('virginia', `select string_agg(v, ' ' order by id) from days`)).toBe('y z w');
   await cluster.query(
     'tokyo',
@@ -162,7 +162,7 @@ it('H9: a partition that is made, attached with rows, and detached', async () =>
     await cluster.startAgents('frankfurt', 'virginia');
   }
   await cluster.query('tokyo', `update days_24 set v = v`);
-  await cluster.converged(20_000);
+  await cluster.converged();
   expect(await cluster.value('virginia', `select string_agg(v, ' ' order by id) from days`)).toBe('apart z w');
 });
 
@@ -174,13 +174,13 @@ it('H1: a column that a partitioned table lacks in one region pauses it there, a
     deadlineMs: 30_000,
   });
   for (const region of ['frankfurt', 'virginia']) await cluster.query(region, 'alter table events add column more int');
-  await cluster.converged(30_000);
+  await cluster.converged();
   expect(await cluster.value('virginia', 'select sum(more)::int from events')).toBe(3);
 });
 
 it('a row without a partition here is parked, and the rest goes on', async () => {
   await cluster.query('frankfurt', `insert into days values ('1999-01-01', 9, 'old'), ('2023-01-01', 10, 'new')`);
-  await cluster.confirmed(20_000);
+  await cluster.confirmed();
   expect(await cluster.value('tokyo', 'select max(id) from days')).toBe(10);
   expect(await cluster.value('virginia', 'select count(*)::int from days where id >= 9')).toBe(2);
   expect((await cluster.query('tokyo', 'select table_name, sqlstate from coregent.parked')).rows).toEqual([
