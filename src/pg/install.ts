@@ -3,7 +3,16 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { deletesName, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import {
+  deletesName,
+  PARENT,
+  type Table,
+  TOMBSTONES,
+  tableId,
+  tableLabel,
+  tombstoneName,
+  VERSION,
+} from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { guardOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
@@ -86,12 +95,16 @@ export async function planRegion(
     : { rows: [] };
   const byId = new Map(registered.map((row) => [row.table_id as string, row]));
 
+  const remembered = await readRemembered(client);
   const guard = await guardOf(client);
   for (const { table, details, rule } of tables) {
     const row = byId.get(tableId(table));
     const partitioned = table.kind === 'partitioned';
     const stamping = stampingSql(table, region.id, { partitioned, ...(guard === undefined ? {} : { guard }) });
-    const parts = partsSql(table, details, guard === undefined);
+    const parts = [
+      ...rememberSql(table, remembered.get(tombstoneName(table)) ?? {}),
+      ...partsSql(table, details, guard === undefined),
+    ];
     // A walsender of PostgreSQL 14 takes a table that it has met for what it was, until the publication changes.
     if (row && unheeded(table, details.leaves).length > 0) {
       parts.push(`alter publication ${ident(PUBLICATION)} set (publish = 'insert, update')`);
@@ -113,6 +126,25 @@ export async function planRegion(
     ]);
   }
   return actions;
+}
+
+/** The columns of every table of tombstones and their types, by its name. */
+async function readRemembered(client: pg.Client): Promise<Map<string, Readonly<Record<string, string>>>> {
+  const { rows } = await client.query(
+    `select c.relname as name, json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) as types
+      from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+      where c.relnamespace = to_regnamespace('coregent') and starts_with(c.relname, $1) and c.relkind = 'r' group by 1`,
+    [TOMBSTONES],
+  );
+  return new Map(rows.map(({ name, types }) => [name, types]));
+}
+
+/** Deletes are remembered by the key as it is now: its columns may have other types than they had. */
+function rememberSql(table: Table, types: Readonly<Record<string, string>>): string[] {
+  const tombs = qualified('coregent', tombstoneName(table));
+  return table.columns
+    .filter(({ name, type }) => table.key.includes(name) && types[name] !== undefined && types[name] !== type)
+    .map(({ name, type }) => `alter table ${tombs} alter column ${ident(name)} type ${type}`);
 }
 
 /** What partitions need of their own, and constraints that a session that replicates would not hold by itself. */

@@ -80,6 +80,27 @@ test('H5: a copy of a table in its place, our columns included, is joined too', 
   expect(await some('frankfurt')).toBe('meanwhile again meanwhile');
 });
 
+test('H2: a key that becomes wider in every region keeps the memory of its deletes', async () => {
+  // PostgreSQL changes no type of a column that a trigger names.
+  const widen = `begin;
+    drop trigger "~coregent_rekey" on items;
+    drop trigger "~coregent_late" on items;
+    alter table items alter column id type bigint;
+    commit`;
+  await cluster.query('tokyo', widen);
+  await cluster.query('tokyo', 'delete from items where id <= 5');
+  await cluster.query('frankfurt', widen);
+  await cluster.query('virginia', widen);
+  await cluster.query('virginia', `insert into items values (5000000000, 'wide')`);
+  await cluster.install();
+  await healed();
+  expect(await cluster.value('frankfurt', 'select min(id) from items')).toBe('6');
+  await cluster.query('frankfurt', 'delete from items where id > 30');
+  await healed();
+  expect(await cluster.value('tokyo', 'select max(id) from items')).toBe('30');
+  expect((await cluster.cli('apply', '--dry-run')).code).toBe(0);
+});
+
 test('H5: a table that is dropped everywhere is forgotten by apply, and its rows that are still on their way are owed by nobody', async () => {
   await cluster.stopAgent('frankfurt');
   await cluster.query('tokyo', `insert into items values (22, 'on its way')`);
