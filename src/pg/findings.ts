@@ -77,7 +77,7 @@ export const findings = {
   },
   region_refused: {
     severity: 'blocker',
-    doc: 'The database belongs to another region, another cluster or a later version; `apply` refuses it.',
+    doc: 'The database belongs to another region, another cluster or a later version, or a table has another key than it had; `apply` refuses it.',
   },
   no_tables: { severity: 'blocker', doc: 'The configuration names no table of the databases.' },
   triggers_gone: {

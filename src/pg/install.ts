@@ -37,7 +37,7 @@ const LOCK_TRIES = 60;
 /**
  * The changes that bring one region to what the configuration says; empty when there are none.
  * `tables` are the tables to replicate as this region has them.
- * Throws `refused` when the database already belongs to another region or cluster.
+ * Throws `refused` when the database already belongs to another region or cluster, or a table's key is another one.
  */
 export async function planRegion(
   client: pg.Client,
@@ -102,7 +102,7 @@ export async function planRegion(
     const partitioned = table.kind === 'partitioned';
     const stamping = stampingSql(table, region.id, { partitioned, ...(guard === undefined ? {} : { guard }) });
     const parts = [
-      ...rememberSql(table, remembered.get(tombstoneName(table)) ?? {}),
+      ...rememberSql(table, remembered.get(tombstoneName(table)), region.name),
       ...partsSql(table, details, guard === undefined),
     ];
     // A walsender of PostgreSQL 14 takes a table that it has met for what it was, until the publication changes.
@@ -139,11 +139,23 @@ async function readRemembered(client: pg.Client): Promise<Map<string, Readonly<R
   return new Map(rows.map(({ name, types }) => [name, types]));
 }
 
-/** Deletes are remembered by the key as it is now: its columns may have other types than they had. */
-function rememberSql(table: Table, types: Readonly<Record<string, string>>): string[] {
+/** Deletes are remembered by the key as it is now: its columns may have other types than they had. Throws `refused` for another key. */
+function rememberSql(table: Table, types: Readonly<Record<string, string>> | undefined, where: string): string[] {
+  if (!types) return [];
+  const before = Object.keys(types).filter((name) => name !== VERSION && name !== PARENT);
+  if (before.length !== table.key.length || before.some((name) => !table.key.includes(name))) {
+    throw new CoregentError(
+      'refused',
+      `${tableLabel(table)} has another primary key than its deletes are remembered by`,
+      {
+        where,
+        cure: `Make (${before.join(', ')}) its primary key again; or run \`coregent remove\` and \`coregent apply\` anew, while nobody writes.`,
+      },
+    );
+  }
   const tombs = qualified('coregent', tombstoneName(table));
   return table.columns
-    .filter(({ name, type }) => table.key.includes(name) && types[name] !== undefined && types[name] !== type)
+    .filter(({ name, type }) => table.key.includes(name) && types[name] !== type)
     .map(({ name, type }) => `alter table ${tombs} alter column ${ident(name)} type ${type}`);
 }
 

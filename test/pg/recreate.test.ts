@@ -101,6 +101,18 @@ test('H2: a key that becomes wider in every region keeps the memory of its delet
   expect((await cluster.cli('apply', '--dry-run')).code).toBe(0);
 });
 
+test('H2: a table that has another key in every region is refused: nothing would know its deletes', async () => {
+  await cluster.everywhere('alter table others drop constraint others_pkey, add primary key (id, v)');
+  const { code, err } = await cluster.cli('apply');
+  expect(code).toBe(5);
+  expect(err).toContain('public.others has another primary key than its deletes are remembered by');
+  expect(err).toContain('Make (id) its primary key again');
+  await cluster.everywhere(
+    'alter table others drop constraint others_pkey, alter column v drop not null, add primary key (id)',
+  );
+  await cluster.install();
+});
+
 test('H5: a table that is dropped everywhere is forgotten by apply, and its rows that are still on their way are owed by nobody', async () => {
   await cluster.stopAgent('frankfurt');
   await cluster.query('tokyo', `insert into items values (22, 'on its way')`);
