@@ -133,7 +133,14 @@ export class Batch {
   /** Groups that the open transaction has rows in: so many of these. An array made shorter for every commit is made anew each time. */
   readonly #touched: Group[] = [];
   #touches = 0;
+  /** Bytes that the rows of the first group are likely to take. */
+  #room: number | undefined;
   #killed: { group: Group; row: number }[] = [];
+
+  /** `like`: a batch that this one is likely to be as large as; then its rows need not be moved again and again as it grows. */
+  constructor(like?: Batch) {
+    if (like && like.bytes > 0) this.#room = Math.ceil(like.bytes * 1.25);
+  }
 
   /** The greatest version among the rows. */
   get maxVersion(): Version {
@@ -171,12 +178,12 @@ export class Batch {
 
     let group: Group;
     if (route.tombstone) {
-      group = groupOf(table, 'tombstone', NOTHING);
+      group = this.#groupOf(table, 'tombstone', NOTHING);
     } else if (!update || (older !== undefined && older.kind === 'insert' && at.unchanged === 0)) {
       // An update of a row that this batch brings is, in sum, an insert.
-      group = groupOf(table, 'insert', NOTHING);
+      group = this.#groupOf(table, 'insert', NOTHING);
     } else {
-      group = groupOf(table, 'update', at.unchanged === 0 ? NOTHING : unknownOf(route, at));
+      group = this.#groupOf(table, 'update', at.unchanged === 0 ? NOTHING : unknownOf(route, at));
     }
     this.#touch(group);
 
@@ -200,6 +207,17 @@ export class Batch {
       table.tombstones.set(key, place);
     }
     table.keys.set(key, place);
+  }
+
+  #groupOf(table: TableBatch, kind: Group['kind'], unknown: readonly number[]): Group {
+    for (const group of table.groups) {
+      if (group.kind === kind && (group.unknown === unknown || sameNumbers(group.unknown, unknown))) return group;
+    }
+    const tuples = new Tuples(this.#room);
+    this.#room = undefined;
+    const group: Group = { kind, unknown, tuples, firsts: new Map(), mark: 0, touched: false };
+    table.groups.push(group);
+    return group;
   }
 
   #touch(group: Group): void {
@@ -238,8 +256,8 @@ export class Batch {
     }
     const group =
       unknown.length === 0 && older.kind === 'insert'
-        ? groupOf(table, 'insert', NOTHING)
-        : groupOf(table, 'update', unknown.length === 0 ? NOTHING : unknown);
+        ? this.#groupOf(table, 'insert', NOTHING)
+        : this.#groupOf(table, 'update', unknown.length === 0 ? NOTHING : unknown);
     this.#touch(group);
     if (group.kind === 'insert') {
       writeCopyValues(group.tuples, staged);
@@ -278,15 +296,6 @@ export class Batch {
 }
 
 const NOTHING: readonly number[] = [];
-
-function groupOf(table: TableBatch, kind: Group['kind'], unknown: readonly number[]): Group {
-  for (const group of table.groups) {
-    if (group.kind === kind && (group.unknown === unknown || sameNumbers(group.unknown, unknown))) return group;
-  }
-  const group: Group = { kind, unknown, tuples: new Tuples(), firsts: new Map(), mark: 0, touched: false };
-  table.groups.push(group);
-  return group;
-}
 
 function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((value, index) => value === b[index]);

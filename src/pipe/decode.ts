@@ -423,7 +423,7 @@ export class Decoder {
   /** What was decoded so far, of a transaction still open too. */
   takePart(): Batch {
     const batch = this.#batch;
-    this.#batch = new Batch();
+    this.#batch = new Batch(batch);
     // What is passed over ahead of a commit counts with that commit.
     const ahead = batch.transactions === 0 && batch.passed.size > 0;
     const open = this.#openRows;
