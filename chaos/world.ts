@@ -7,6 +7,7 @@ import pg from 'pg';
 import { type Server, startPostgres } from '#coregent/demo/postgres.js';
 import { type FaultProxy, startProxy } from '#coregent/demo/proxy.js';
 import { SETTABLE_CLOCK } from '../test/world/clock.ts';
+import { installMajors } from '../test/world/packages.ts';
 import { seeded, within } from '../test/world/random.ts';
 import { COMMAND, Keeper } from './agents.ts';
 import type { Options } from './options.ts';
@@ -55,7 +56,7 @@ export interface World {
   close(keep: boolean): Promise<void>;
 }
 
-/** Where the tests keep PostgreSQL of other majors; `npm run test:matrix` installs them. */
+/** Where the tests keep PostgreSQL of other majors. */
 const PACKAGES = join(dirname(COMMAND), '../../test/servers');
 
 /** Survives a crash of a server; only a crash of the machine could lose what was written. */
@@ -89,6 +90,7 @@ export async function makeWorld(options: Options): Promise<World> {
     if (!keep) await rm(folder, { recursive: true, force: true });
   };
   try {
+    await installMajors(PACKAGES, drawn.majors);
     const servers = await startServers(drawn.majors, closing);
     const urls = servers.map((server) => server.url(DATABASE));
     const links: Link[] = [];

@@ -3,7 +3,7 @@ import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import type { Metrics } from '../metrics.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { formatLsn, type LSN, laterLsn, parseLsn } from '../model/lsn.ts';
+import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
 import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
@@ -275,6 +275,8 @@ export class Peer {
     link.reaches(parseLsn(rows[0].lsn));
     const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
 
+    /** Nothing is acknowledged before parked rows had their first turn. */
+    let begun = false;
     const pipe = new Pipe({
       decoder,
       acks,
@@ -284,7 +286,10 @@ export class Peer {
       apply: (batch) =>
         this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),
       owes: () => store.owesTries,
-      settle: async () => link.settled(await store.tryParked()),
+      settle: async () => {
+        link.settled(await store.tryParked());
+        begun = true;
+      },
       applied: (batch, receipt, tookMs) => {
         if (receipt.localLsn !== undefined && this.#isolate) {
           this.#isolate = false;
@@ -309,7 +314,7 @@ export class Peer {
     this.#rejoin = rejoin;
     const confirm = (): void => {
       if (!pipe.applying && decoder.empty) acks.idle(decoder.position);
-      const durable = acks.durable;
+      const durable = begun ? acks.durable : LSN_ZERO;
       this.link.parts.walsender?.confirm(laterLsn(decoder.position, durable), durable);
     };
     const starting = startWalsender(session.replication, {

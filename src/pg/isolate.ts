@@ -34,17 +34,18 @@ export interface Ways {
 const LEAVE_OUT_ROWS = 50;
 /** Rows that wait for each other are tried again so often at most while any of them succeeds. */
 const ROUNDS = 8;
-/** Parked rows that are tried again at a time; if none of them finds its place, the others have their turn behind the next batch. */
+/** Parked rows that are tried again at a time. */
 const ADOPTED_ROWS = 50;
 
 const WHOLE: GroupKind = { kind: 'update', unknown: [] };
 /** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
 const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
-/** Whether any row is parked, as SQL. */
-export const ANY_PARKED = 'exists (select from coregent.parked)';
-/** Those of some tables that another row may make room for, or stands for, from behind a given one on. */
-const WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') from coregent.parked
-  where sqlstate in (${RETRIED}) and table_name in (select jsonb_array_elements_text($1::jsonb))
+/** Whether any row is parked that may find its place by itself, as SQL. */
+export const ANY_PARKED = `exists (select from coregent.parked where sqlstate in (${RETRIED}))`;
+const WAITING = `from coregent.parked
+  where sqlstate in (${RETRIED}) and table_name in (select jsonb_array_elements_text($1::jsonb))`;
+/** Parked rows of some tables that another row may make room for, or stands for, from behind a given one on; not those that another session tries. */
+const SOME_WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') ${WAITING}
   order by id <= $2::int8, id limit $3::int4 for update skip locked`;
 
 /** Finds the rows of a batch that cannot be applied and parks them, so that all others are. Inside of a local transaction. */
@@ -57,6 +58,8 @@ export class Isolation {
   #parked = 0;
   /** The parked row that was tried last. */
   #tried = '0';
+  /** Parked rows that were tried, none of which found its place, since {@link adopt} began afresh. */
+  #triedInVain = 0;
 
   constructor(options: {
     ways: Ways;
@@ -222,32 +225,48 @@ export class Isolation {
   }
 
   /**
-   * Rows parked, by any peer, for want of another row or of room are tried again once their table has changed, or one that foreign keys
-   * tie to it. `oids`: the tables that did. In local transactions of its own, behind the commit: whichever of two commits second sees both.
+   * Some of the rows parked, by any peer, for want of another row or of room are tried again: due once their table has changed, or one
+   * that foreign keys tie to it. `oids`: the tables that did; `afresh`: since the last call. In a local transaction of its own, behind
+   * the commit: whichever of two commits second sees both. Returns whether all had their turn, and none found its place.
    */
-  async adopt(oids: Iterable<number>): Promise<void> {
-    const byLabel = new Map([...this.#targets.values()].map((target) => [tableLabel(target.staging.table), target]));
+  async adopt(oids: Iterable<number>, afresh: boolean): Promise<boolean> {
+    const { must, mark } = this.#ways;
     const labels =
       this.#foreign?.near(oids) ?? [...oids].map((oid) => tableLabel(this.#targets.get(oid)!.staging.table));
-    let adopted: number;
-    do adopted = await this.#adoptSome(labels, byLabel);
-    while (adopted > 0);
+    if (afresh) this.#triedInVain = 0;
+    const undo = mark();
+    try {
+      const results = await must([
+        { text: 'begin' },
+        { text: `set constraints all ${this.#foreign ? 'deferred' : 'immediate'}` },
+        { text: `select count(*) ${WAITING}`, values: [JSON.stringify(labels)] },
+        { text: SOME_WAITING, values: [JSON.stringify(labels), this.#tried, String(ADOPTED_ROWS)] },
+      ]);
+      const [count, some] = results.slice(-2).map(({ rows }) => rows);
+      const adopted = await this.#adoptAny(some!);
+      const ids = `{${adopted.join(',')}}`;
+      await must([
+        { text: 'delete from coregent.parked where id = any ($1::int8[])', values: [ids] },
+        { text: 'commit' },
+      ]);
+      this.#parked -= adopted.length;
+      this.#tried = some!.at(-1)?.[0] ?? '0';
+      this.#triedInVain = adopted.length > 0 ? 0 : this.#triedInVain + some!.length;
+      return this.#triedInVain >= Number(count![0]![0]) - adopted.length;
+    } catch (error) {
+      undo();
+      throw error;
+    }
   }
 
-  /** Returns how many rows found their place. */
-  async #adoptSome(labels: readonly string[], byLabel: ReadonlyMap<string, Target>): Promise<number> {
-    const { must } = this.#ways;
-    const results = await must([
-      { text: 'begin' },
-      { text: `set constraints all ${this.#foreign ? 'deferred' : 'immediate'}` },
-      { text: WAITING, values: [JSON.stringify(labels), this.#tried, String(ADOPTED_ROWS)] },
-    ]);
-    const waiting = results.at(-1)!.rows.flatMap(([id, label, kind, hex]) => {
+  /** Returns the ids of rows that found their place. */
+  async #adoptAny(rows: readonly (readonly (string | null)[])[]): Promise<readonly string[]> {
+    const byLabel = new Map([...this.#targets.values()].map((target) => [tableLabel(target.staging.table), target]));
+    const waiting = rows.flatMap(([id, label, kind, hex]) => {
       const target = byLabel.get(label!);
       const group: GroupKind = { kind: kind as GroupKind['kind'], unknown: [] };
       return target ? [{ id: id!, target, group, row: Buffer.from(hex!, 'hex') }] : [];
     });
-    this.#tried = waiting.at(-1)?.id ?? '0';
     const left = await this.#tryAgain(waiting);
     const still = new Set(left.map(({ row }) => row));
     for (const target of new Set(left.map((each) => each.target))) {
@@ -255,13 +274,6 @@ export class Isolation {
       if (ring.length < 2 || (await this.#attempt(() => this.#ways.vacate(target, ring)))) continue;
       for (const { row } of ring) still.delete(row);
     }
-    const adopted = waiting.filter(({ row }) => !still.has(row));
-    const ids = `{${adopted.map(({ id }) => id).join(',')}}`;
-    await must([
-      { text: 'delete from coregent.parked where id = any ($1::int8[])', values: [ids] },
-      { text: 'commit' },
-    ]);
-    this.#parked -= adopted.length;
-    return adopted.length;
+    return waiting.filter(({ row }) => !still.has(row)).map(({ id }) => id);
   }
 }

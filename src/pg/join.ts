@@ -17,7 +17,7 @@ const BATCH_ROWS = 20_000;
 const BATCH_BYTES = 16 * 1024 * 1024;
 const HEADER_BYTES = 19;
 
-/** A batch that only bad luck stopped (a deadlock, a lock timeout) is tried so many times. */
+/** Bad luck (a deadlock, a lock timeout) may strike so many times; parked rows are tried again so many times behind the last batch. */
 const TRIES = 20;
 const RETRY_MS = 100;
 
@@ -53,6 +53,9 @@ export async function joinTable(
 ): Promise<Joined> {
   let rows = 0;
   let conflicts = 0;
+  const settle = async (): Promise<void> => {
+    conflicts += (await store.tryParked()).conflicts.length;
+  };
   for (const tombstone of [true, false]) {
     const { table } = target.staging;
     const columns = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
@@ -66,10 +69,10 @@ export async function joinTable(
     let batch = new Batch();
     const take = async (): Promise<void> => {
       if (batch.rows === 0) return;
-      if (known) await leaveOutKnown(known, target, batch);
+      if (known) await patiently(() => leaveOutKnown(known, target, batch));
       await ready?.(batch);
       conflicts += (await applyPatiently(store, batch)).conflicts.length;
-      conflicts += (await store.tryParked()).conflicts.length;
+      await settle();
       rows += batch.rows;
       onRows(batch.rows);
       batch = new Batch();
@@ -84,6 +87,7 @@ export async function joinTable(
     }
     await take();
   }
+  for (let tries = 0; store.owesTries && tries < TRIES; tries++) await settle();
   return { rows, conflicts };
 }
 
@@ -95,25 +99,26 @@ export function outOf(table: Table, column: string): string {
 
 /** Applies; a batch with a row at fault goes once more, each row by itself, so that only that one is parked. */
 async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
-  let isolated = false;
   try {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        return await store.apply(batch);
-      } catch (error) {
-        const { code } = classify(error);
-        if (code === 'apply_failed' && !isolated) {
-          isolated = true;
-          store.isolateFaults(true);
-        } else if (code !== 'apply_interrupted' || attempt === TRIES) {
-          throw error;
-        } else {
-          await pause(RETRY_MS);
-        }
-      }
-    }
+    return await patiently(() => store.apply(batch));
+  } catch (error) {
+    if (classify(error).code !== 'apply_failed') throw error;
+    store.isolateFaults(true);
+    return await patiently(() => store.apply(batch));
   } finally {
     store.isolateFaults(false);
+  }
+}
+
+/** What only bad luck stopped (a deadlock, a lock timeout) is tried again. */
+async function patiently<T>(work: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await work();
+    } catch (error) {
+      if (classify(error).code !== 'apply_interrupted' || attempt === TRIES) throw error;
+      await pause(RETRY_MS);
+    }
   }
 }
 

@@ -5,7 +5,8 @@ import { applyError, arrayOf } from './steps.ts';
 import type { Target } from './target.ts';
 
 /**
- * Takes out of a batch of one table what is here already, to the byte: applying it would change and record nothing.
+ * Takes out of a batch of one table the rows and tombstones that are here already, in the same version (and rows with the same bytes):
+ * applying them would change and record nothing.
  * Joining again after a lost slot, that is nearly everything.
  */
 export async function leaveOutKnown(client: pg.Client, target: Target, batch: Batch): Promise<void> {

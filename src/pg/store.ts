@@ -90,6 +90,8 @@ export class Store {
   readonly #crossing = new Crossing();
   /** Tables, by OID, that changed since parked rows were tried again. */
   readonly #untried = new Set<number>();
+  /** A table changed since the last try. */
+  #afresh = true;
   /** Tables, by OID, that the transaction has rows of. */
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
@@ -162,11 +164,6 @@ export class Store {
         return { localLsn: undefined, conflicts: [], parked: 0, rows: 0 };
       }
       this.#whole = batch.complete && !this.#open;
-      if (this.#owesLook && !this.#open) {
-        await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
-        for (const oid of this.#targets.keys()) this.#untried.add(oid);
-        this.#owesLook = false;
-      }
       for (const table of batch.tables.values()) {
         const target = this.#target(table);
         this.#touched.add(target.staging.table.oid);
@@ -251,25 +248,33 @@ export class Store {
     this.#open = false;
     for (const oid of this.#touched) this.#untried.add(oid);
     this.#touched.clear();
+    this.#afresh = true;
     if (parked !== 't') this.#untried.clear();
     if (batch.endLsn !== undefined) this.#lsn = batch.endLsn;
     await this.#orLater(() => this.#settleCrossing(answers));
     return parseLsn(position!);
   }
 
-  /** Whether {@link tryParked} is due: rows are parked whose tables have changed. */
+  /** Whether {@link tryParked} is due: at first, behind a fault, and while rows are parked that had no turn since their tables changed. */
   get owesTries(): boolean {
-    return this.#untried.size > 0 && !this.#open;
+    return (this.#owesLook || this.#untried.size > 0) && !this.#open;
   }
 
-  /** Tries parked rows again that may find their place now. What fails is tried by the next call. */
+  /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. */
   async tryParked(): Promise<Settled> {
     this.#conflicts = [];
     if (this.owesTries) {
-      const oids = [...this.#untried];
-      this.#untried.clear();
       await this.#orLater(async () => {
-        await this.#isolation.adopt(oids);
+        if (this.#owesLook) {
+          await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
+          for (const oid of this.#targets.keys()) this.#untried.add(oid);
+          this.#afresh = true;
+          this.#owesLook = false;
+        }
+        if (this.#untried.size === 0) return;
+        const afresh = this.#afresh;
+        this.#afresh = false;
+        if (await this.#isolation.adopt(this.#untried, afresh)) this.#untried.clear();
         const questions = this.#crossing.questions();
         if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
       });
@@ -277,12 +282,13 @@ export class Store {
     return { conflicts: this.#conflicts, parked: this.#isolation.takeParked() };
   }
 
-  /** What was committed stands whatever fails behind it: then the next batch or session begins with a look. */
+  /** What was committed stands whatever fails behind it: then {@link tryParked} begins with a look at everything. */
   async #orLater(work: () => Promise<void>): Promise<void> {
     try {
       await work();
     } catch {
       this.#queued = [];
+      this.#crossing.clear();
       await this.#client.query('rollback').catch(() => {});
       this.#owesLook = true;
     }

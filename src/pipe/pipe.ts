@@ -20,7 +20,7 @@ export interface PipeParts<R extends Applied> {
   readonly reachClock: (batch: Batch) => Promise<void>;
   /** stage, resolve and commit. */
   readonly apply: (batch: Batch) => Promise<R>;
-  /** Whether applying left parked rows to be tried again; until that is done, nothing is acknowledged. */
+  /** Whether applying left parked rows to be tried again; a batch is acknowledged behind the first such try. */
   readonly owes: () => boolean;
   readonly settle: () => Promise<void>;
   /** acknowledge: what is durable here, and no more. */
@@ -33,8 +33,9 @@ export interface PipeParts<R extends Applied> {
 
 /** A batch that still grows is taken so many ms after the last one at the latest. */
 const GROW_MS = 20;
-/** While batches wait, one part in so many of the time at most goes to parked rows. */
+/** Of the time no more than one part in so many goes to parked rows, and they rest for so many ms at least. */
 const SETTLE_SHARE = 10;
+const SETTLE_REST_MS = 100;
 
 /** One peer's changes on their way from its WAL into this region: `decode → batch → stage → resolve → commit → acknowledge`. */
 export class Pipe<R extends Applied> {
@@ -61,27 +62,28 @@ export class Pipe<R extends Applied> {
   /** Runs until a part throws. While a batch commits, the next one fills: the slower the commit, the larger the batch. */
   async run(): Promise<never> {
     const { decoder, resume, more, reachClock, apply, owes, settle, acks, applied, wait } = this.#parts;
+    /** Applied, and not yet acknowledged. */
     let unsaid: Parameters<Acknowledger['applied']> | undefined;
     let settleAtMs = 0;
     const say = (): void => {
-      if (unsaid && !owes()) {
-        acks.applied(...unsaid);
-        unsaid = undefined;
-      }
-      this.#applying = unsaid !== undefined;
+      if (unsaid) acks.applied(...unsaid);
+      unsaid = undefined;
+      this.#applying = false;
     };
     const settleNow = async (): Promise<void> => {
       const began = performance.now();
       await wait(settle());
       const ended = performance.now();
-      settleAtMs = ended + (ended - began) * SETTLE_SHARE;
+      settleAtMs = ended + Math.max(SETTLE_REST_MS, (ended - began) * SETTLE_SHARE);
       say();
     };
+    this.#applying = owes();
     for (;;) {
       const freeAtMs = performance.now();
       while (!decoder.ready || (more() && !decoder.full && performance.now() - freeAtMs < GROW_MS)) {
-        if (!decoder.ready && owes()) await settleNow();
-        else await wait(this.#woken());
+        const restMs = decoder.ready || !owes() ? undefined : settleAtMs - performance.now();
+        if (restMs !== undefined && restMs <= 0) await settleNow();
+        else await wait(this.#woken(restMs));
       }
       const batch = decoder.take();
       this.#applying = true;
@@ -91,15 +93,19 @@ export class Pipe<R extends Applied> {
       const began = performance.now();
       const receipt = await wait(apply(batch));
       if (receipt.localLsn !== undefined && batch.endLsn !== undefined) unsaid = [batch.endLsn, receipt.localLsn];
-      say();
+      // Inside of a transaction nothing is tried again: what waits for that waits on.
+      if (receipt.localLsn !== undefined && !owes()) say();
+      this.#applying = unsaid !== undefined || owes();
       applied(batch, receipt, performance.now() - began);
       if (owes() && performance.now() >= settleAtMs) await settleNow();
     }
   }
 
-  #woken(): Promise<void> {
+  /** Resolves when {@link decoded} is called, or after so many ms. */
+  #woken(withinMs: number | undefined): Promise<void> {
     return new Promise((resolve) => {
       this.#wake = resolve;
+      if (withinMs !== undefined) setTimeout(() => this.decoded(), withinMs).unref();
     });
   }
 }

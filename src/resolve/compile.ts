@@ -63,7 +63,7 @@ export interface Compiled {
   readonly force: string;
   /** rows: counts those that are not here as they were written. */
   readonly strangers: string;
-  /** rows, tombstones: the places in the array, from 1 on, of those that are not here to the byte; undefined where a column has no binary form. */
+  /** rows, tombstones: the places in the array, from 1 on, of those that are not here in the same version (rows: and bytes); undefined where a column has no binary form. */
   readonly newRows: string | undefined;
   readonly newTombstones: string | undefined;
   /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`) and the first parent. */

@@ -364,6 +364,19 @@ describe('unique values', () => {
     expect(await parked(frankfurt)).toBe('0');
   });
 
+  it('B5: of many parked rows each has its turn, though nearly all stay parked', async () => {
+    await frankfurt.sql('insert into seats select 1000 + n, 100 + n from generate_series(1, 120) n');
+    await tokyo.sql('insert into seats select 2000 + n, 100 + n from generate_series(1, 120) n');
+    await frankfurt.pull(tokyo);
+    expect(await parked(frankfurt)).toBe('120');
+    // Room for the last one, and a batch that has nothing to do with it.
+    await frankfurt.sql('delete from seats where id = 1120');
+    await tokyo.sql('insert into seats values (5000, 5000)');
+    await frankfurt.pull(tokyo);
+    expect(await parked(frankfurt)).toBe('119');
+    expect(await frankfurt.value('select id from seats where pos = 220')).toBe('2120');
+  });
+
   it('B4: a conflict of another row of the batch is recorded once', async () => {
     await frankfurt.sql(`update seats set big = 'kept' where id = 3`);
     await tokyo.sql(`insert into seats values (10, 10, ''), (11, 11, '')`);

@@ -72,12 +72,14 @@ export async function openApplier(url: string): Promise<Applier> {
  */
 export async function applyPatiently(store: Store, batch: Batch): Promise<Receipt> {
   const receipt = await applyOrIsolate(store, batch);
-  const tried = await store.tryParked();
-  return {
-    ...receipt,
-    conflicts: [...receipt.conflicts, ...tried.conflicts],
-    parked: receipt.parked + tried.parked,
-  };
+  const conflicts = [...receipt.conflicts];
+  let { parked } = receipt;
+  while (store.owesTries) {
+    const tried = await store.tryParked();
+    conflicts.push(...tried.conflicts);
+    parked += tried.parked;
+  }
+  return { ...receipt, conflicts, parked };
 }
 
 async function applyOrIsolate(store: Store, batch: Batch): Promise<Receipt> {

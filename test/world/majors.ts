@@ -1,9 +1,7 @@
-import { execFile } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import type { TestProject } from 'vitest/node';
-import { DEFAULT_MAJOR, packageName, RELEASES } from '../../src/demo/binaries.ts';
+import { DEFAULT_MAJOR, RELEASES } from '../../src/demo/binaries.ts';
+import { installMajors } from './packages.ts';
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -35,21 +33,7 @@ const installing = Symbol.for('coregent.test.packages');
 export default async function setup(project: TestProject): Promise<void> {
   const majors = majorsOf(project);
   project.provide('majors', majors);
-  if ((await Promise.all(majors.map(isInstalled))).every(Boolean)) return;
-  run[installing] ??= install();
+  const before = run[installing] ?? Promise.resolve();
+  run[installing] = before.then(() => installMajors(PACKAGES, majors));
   await run[installing];
-}
-
-async function isInstalled(major: number): Promise<boolean> {
-  if (major === DEFAULT_MAJOR || process.env.COREGENT_PG_BIN) return true;
-  const file = join(PACKAGES, 'node_modules', packageName(major), 'package.json');
-  const text = await readFile(file, 'utf8').catch(() => '{}');
-  return JSON.parse(text).version === RELEASES[major];
-}
-
-/** As locked, and without the packages' scripts: they would only make links, and servers don't need those. */
-async function install(): Promise<void> {
-  console.info('Installing PostgreSQL of other majors into test/servers, once …');
-  const args = ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--include=optional'];
-  await promisify(execFile)('npm', args, { cwd: PACKAGES, shell: process.platform === 'win32' });
 }
