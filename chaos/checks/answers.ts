@@ -1,7 +1,7 @@
 import type { Verdict } from './verdict.ts';
 
 /** Error codes of links that no fault here explains. */
-const NEVER = ['internal_assert', 'data_corrupt', 'peer_protocol', 'peer_identity', 'schema_missing'];
+const NEVER = ['internal_assert', 'data_corrupt', 'peer_protocol', 'peer_identity', 'schema_missing', 'unknown'];
 
 /** Nobody was told what nobody should ever be told, and no agent ended by itself. */
 export function checkAnswers(told: {

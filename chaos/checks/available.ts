@@ -1,9 +1,10 @@
 import type { Happened } from '../faults/storm.ts';
 import type { History } from '../history.ts';
+import { SETTINGS } from '../load/writer.ts';
 import type { Verdict } from './verdict.ts';
 
-/** A fault shorter than this is no test: a writer pauses, and large transactions take their time. */
-const LEAST_MS = 3_000;
+/** A fault shorter than this is no test: writers may wait for a row, of a frozen agent's transaction too, as long as their `lock_timeout`. */
+const LEAST_MS = SETTINGS.lock_timeout + 1_000;
 /** A writer may wait so long for a lock, or for the last fault to end, before it counts. */
 const SLACK_MS = 500;
 /** Where a table beside the replicated ones took so many writes in the meantime, the machine can't be why a region acknowledged none. */

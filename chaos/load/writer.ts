@@ -54,7 +54,8 @@ export interface Kind {
 /** SQLSTATEs that any transaction may end with: conflicts among sessions, cancelled, too many connections. */
 const MAY_END_WITH = new Set(['40001', '40P01', '55P03', '57014', '53300', '23505']);
 
-const SETTINGS = { lock_timeout: 4_000, statement_timeout: 20_000, application_name: 'chaos load' };
+/** Of a writer's session; times in ms. */
+export const SETTINGS = { lock_timeout: 4_000, statement_timeout: 20_000, application_name: 'chaos load' };
 
 /** One connection that writes until it is stopped, and connects again whenever it loses its server. */
 export class Writer {

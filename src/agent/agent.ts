@@ -164,6 +164,8 @@ class RunningAgent implements Agent {
     const term = new AbortController();
     const stop = (): void => term.abort();
     signal.addEventListener('abort', stop);
+    // It may have come while the connection was made.
+    if (signal.aborted) stop();
     let lose!: (reason: unknown) => void;
     const lost = new Promise<never>((_, reject) => {
       lose = reject;
@@ -194,7 +196,7 @@ class RunningAgent implements Agent {
           this.#log.event('agent.takeover');
         },
       });
-      if (!(await Promise.race([lead, lost]))) return;
+      if (!(await Promise.race([lead, lost])) || signal.aborted) return;
       if (await knowSelf(local, this.#config, here)) this.#log.event('region.promoted');
       await clock.read(local);
       const ask = inTurn();

@@ -217,11 +217,15 @@ export function assert(holds: unknown, invariant: string): asserts holds {
   if (!holds) throw new CoregentError('internal_assert', invariant);
 }
 
-/** Turns anything thrown into a CoregentError, by SQLSTATE or errno only; a CoregentError comes back as it is. */
+/** What node-postgres says, by its words alone, of a connection that is gone. */
+const GONE = /^(Connection terminated|Client (was closed|has encountered a connection error))/;
+
+/** Turns anything thrown into a CoregentError, by SQLSTATE or errno; a CoregentError comes back as it is. */
 export function classify(error: unknown, where?: string): CoregentError {
   if (error instanceof CoregentError) return error;
   const code = errorCode(error);
-  return new CoregentError(bySqlstate(code) ?? byErrno(code) ?? 'unknown', textOf(error), {
+  const gone = code === '' && GONE.test(textOf(error)) ? 'peer_unreachable' : undefined;
+  return new CoregentError(bySqlstate(code) ?? byErrno(code) ?? gone ?? 'unknown', textOf(error), {
     ...(where === undefined ? {} : { where }),
     cause: error,
   });

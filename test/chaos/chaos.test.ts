@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { passed } from '../../chaos/checks/verdict.ts';
 import { readOptions } from '../../chaos/options.ts';
 import { report } from '../../chaos/report.ts';
 import { run } from '../../chaos/run.ts';
@@ -11,5 +12,10 @@ test('every invariant holds after a minute of load of every kind and random faul
   const lines: string[] = [];
   const results = await run(readOptions(['--minutes', '1', '--seed', String(seed)]), (line) => lines.push(line));
   console.info(report(results));
-  expect(results.passed, [...lines, report(results)].join('\n')).toBe(true);
+  const told = [...lines, report(results)].join('\n');
+  const violated = results.verdicts.flatMap(({ violations }) => violations);
+  expect([results.broken, ...violated], told).toEqual([undefined]);
+  // In a minute there may be no fault that lasts, and lets a region write all along: every other law must have met a case.
+  const untested = results.verdicts.filter((verdict) => !passed(verdict)).map(({ name }) => name);
+  expect(['INV-V'], told).toEqual(expect.arrayContaining(untested));
 });

@@ -334,6 +334,18 @@ test('a peer whose database is away is tried again until it is back', async () =
   expect(await cluster.value('frankfurt', 'select count(*)::int from items where id = 400')).toBe(1);
 });
 
+test('an agent that is told to stop while it still connects does stop, and leads nothing', async () => {
+  await cluster.stopAgent('virginia');
+  for (let turns = 0; turns < 20; turns++) {
+    await cluster.startAgent('virginia');
+    // Later and later in its first steps: before the connection, in the middle of it, behind it.
+    for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve));
+    await cluster.stopAgent('virginia');
+  }
+  await cluster.startAgent('virginia');
+  await cluster.streaming('virginia');
+});
+
 test('probes answer from memory: ready without a bound on lag, not ready beyond it, alive all along', async () => {
   await cluster.stopAgent('virginia');
   const { url } = await cluster.startAgent('virginia', { port: 0 });

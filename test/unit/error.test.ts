@@ -119,6 +119,16 @@ describe('classify', () => {
     expect(classify('thrown text').message).toBe('thrown text');
   });
 
+  it.each([
+    ['Connection terminated unexpectedly', 'peer_unreachable'],
+    ['Client has encountered a connection error and is not queryable', 'peer_unreachable'],
+    ['Client was closed and is not queryable', 'peer_unreachable'],
+    ['The Connection terminated', 'unknown'],
+  ])('reads what node-postgres says by words alone: %s', (text, expected) => {
+    expect(classify(new Error(text)).code).toBe(expected);
+    expect(classify(Object.assign(new Error(text), { code: '42P01' })).code).toBe('schema_missing');
+  });
+
   it('hands a CoregentError through', () => {
     const error = new CoregentError('refused', 'no');
     expect(classify(error, 'tokyo')).toBe(error);
