@@ -1,6 +1,6 @@
 import type { Options } from './options.ts';
 import { COLUMNS, insertRows, ORDERS } from './orders.ts';
-import { cpuByRole, peakBytes, pin } from './proc.ts';
+import { cpuByPid, peakBytes, pin } from './proc.ts';
 import type { Progress } from './report.ts';
 import type { Side, SideName } from './side.ts';
 
@@ -24,6 +24,8 @@ export interface CatchUp {
   readonly rowsPerSecond: number;
   /** CPU in µs a row by process. */
   readonly cpuMicros: Readonly<Record<string, number>>;
+  /** CPU in µs a row of the process that needs the most: what bounds the rate where each has a core of its own. */
+  readonly busiestMicros: number;
   /** Most memory of the agent, in bytes. */
   readonly agentPeakBytes: number | undefined;
 }
@@ -95,20 +97,20 @@ async function catchUp(
 ): Promise<CatchUp> {
   const { pair } = side;
   await side.start();
+  if (pinned) await pin(await side.processes());
   const began = performance.now();
-  const started = await side.processes();
-  if (pinned) await pin(started);
-  const before = await cpuByRole(started);
+  const before = await cpuByPid(await side.processes());
   await pair.arrived(mark);
   const seconds = (performance.now() - began) / 1000;
   const processes = await side.processes();
-  const after = await cpuByRole(processes);
+  const after = await cpuByPid(processes);
   const [agent] = processes.get('agent') ?? [];
   const agentPeakBytes = agent === undefined ? undefined : await peakBytes(agent);
   await side.stop();
   await pair.compare('orders', COLUMNS);
+  const micros = (pid: number): number => ((after.get(pid)! - (before.get(pid) ?? 0)) / workload.rows) * 1e6;
   const cpuMicros: Record<string, number> = {};
-  for (const [role, used] of after) cpuMicros[role] = ((used - (before.get(role) ?? 0)) / workload.rows) * 1e6;
+  for (const [role, pids] of processes) cpuMicros[role] = pids.reduce((sum, pid) => sum + micros(pid), 0);
   return {
     workload: workload.name,
     title: workload.title,
@@ -116,6 +118,7 @@ async function catchUp(
     round,
     rowsPerSecond: workload.rows / seconds,
     cpuMicros,
+    busiestMicros: Math.max(...[...after.keys()].map(micros)),
     agentPeakBytes,
   };
 }

@@ -33,23 +33,28 @@ export async function peakBytes(pid: number): Promise<number | undefined> {
 /** Process numbers by what the processes do. */
 export type Processes = ReadonlyMap<string, readonly number[]>;
 
-/** CPU seconds so far by what the processes do. */
-export async function cpuByRole(processes: Processes): Promise<Map<string, number>> {
-  const used = new Map<string, number>();
-  for (const [role, pids] of processes) {
-    const each = await Promise.all(pids.map(cpuSeconds));
-    used.set(
-      role,
-      each.reduce<number>((sum, seconds) => sum + (seconds ?? 0), 0),
-    );
-  }
-  return used;
+/** CPU seconds so far by process. */
+export async function cpuByPid(processes: Processes): Promise<Map<number, number>> {
+  const pids = [...processes.values()].flat();
+  const seconds = await Promise.all(pids.map(cpuSeconds));
+  return new Map(pids.map((pid, index) => [pid, seconds[index] ?? 0]));
 }
 
-/** Puts what sends on the first core and everything else on the second; all threads of each process. Needs `taskset`. */
+/** CPU seconds so far by what the processes do. */
+export async function cpuByRole(processes: Processes): Promise<Map<string, number>> {
+  const used = await cpuByPid(processes);
+  const sum = (pids: readonly number[]): number => pids.reduce((all, pid) => all + used.get(pid)!, 0);
+  return new Map([...processes].map(([role, pids]) => [role, sum(pids)]));
+}
+
+/**
+ * Puts what sends on the first core and everything else on the second; all threads of each process, and no process that starts later.
+ * Needs `taskset`.
+ */
 export async function pin(processes: Processes): Promise<void> {
-  for (const [role, pids] of processes) {
-    const core = role === 'walsender' || role === 'control' ? '0' : '1';
-    for (const pid of pids) await promisify(execFile)('taskset', ['-acp', core, String(pid)]);
-  }
+  const all = [...processes].flatMap(([role, pids]) => pids.map((pid) => ({ role, pid })));
+  const core = (role: string): string => (role === 'walsender' || role === 'control' ? '0' : '1');
+  const set = promisify(execFile);
+  // A worker may have ended in between.
+  await Promise.all(all.map(({ role, pid }) => set('taskset', ['-acp', core(role), String(pid)]).catch(() => {})));
 }

@@ -61,7 +61,10 @@ function catchUpTables(runs: readonly CatchUp[]): string[] {
       title,
       ...['walsender', 'agent', 'apply'].map((role) => micros(ours, role)),
       ...['walsender', 'apply'].map((role) => micros(native, role)),
-      show(ratios(native, ours, busiest), twoDigits),
+      show(
+        ratios(native, ours, ({ busiestMicros }) => busiestMicros),
+        twoDigits,
+      ),
     ]);
   }
   return [
@@ -164,11 +167,6 @@ function healTable(runs: readonly Heal[]): string {
   ]);
   const title = `link cut for ${runs[0]!.seconds} s`;
   return table(right(title, 'first row after ms', 'caught up after ms', 'rows behind', 'rows/s'), rows);
-}
-
-/** CPU a row of the process that needs the most: what bounds the rate where each has a core of its own, in µs. */
-function busiest({ cpuMicros }: CatchUp): number {
-  return Math.max(...Object.values(cpuMicros));
 }
 
 /** The ratio of each round's pair. */
