@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /**
  * Tests are sorted by what they need. Groups run one after the other, so that the cheapest failure shows first; their files run
@@ -24,8 +25,24 @@ const everyMajor = (name: string, list: string) => ({
   },
 });
 
+/** Files that take a minute and more: begun last, they would run alone in the end. */
+const LONG = ['kill', 'points', 'chaos', 'rejoin', 'links', 'servers', 'pause', 'agent'].map(
+  (name) => `${name}.test.ts`,
+);
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const rank = ({ moduleId }: TestSpecification): number => {
+      const place = LONG.indexOf(moduleId.split('/').at(-1)!);
+      return place < 0 ? LONG.length : place;
+    };
+    return (await super.sort(files)).sort((a, b) => rank(a) - rank(b));
+  }
+}
+
 export default defineConfig({
   test: {
+    sequence: { sequencer: LongestFirst },
     projects: [
       {
         test: {
