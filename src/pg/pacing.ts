@@ -4,10 +4,10 @@
  */
 const BURST_BYTES = 32 * 1024;
 const BURST_MS = 5;
-/** A read costs as much as taking so many bytes: many small ones are a burst too. */
-const READ_BYTES = 1024;
-/** Less than this after a pause, and the burst is over. */
-const LEAST_BYTES = 4 * 1024;
+/** A read counts as so many bytes besides: many small ones are a burst too. */
+const READ_BYTES = 512;
+/** Less than this for each ms of a pause, and the burst is over: of what is written just now, none must wait for more. */
+const LEAST_BYTES = 2 * 1024;
 /** A pause that gathers less is too short, one that gathers more is too long. */
 const FEW_BYTES = 192 * 1024;
 const MANY_BYTES = 768 * 1024;
@@ -40,7 +40,7 @@ export class Pacing {
       if (this.#bytes + this.#reads * READ_BYTES < BURST_BYTES) return 0;
       this.#bursting = true;
       this.#pauseMs = PAUSE_LEAST_MS;
-    } else if (this.#bytes < LEAST_BYTES) {
+    } else if (this.#bytes < LEAST_BYTES * this.#pauseMs) {
       return 0;
     } else if (this.#bytes < FEW_BYTES) {
       this.#pauseMs = Math.min(PAUSE_MOST_MS, this.#pauseMs * 2);

@@ -27,7 +27,7 @@ describe('a socket is left alone', () => {
   test('for longer as long as little is gathered, up to a bound, and for less when much is', () => {
     const pacing = new Pacing();
     const pauses = [readUntilPause(pacing, 60_000, 0.1)];
-    for (const bytes of [20_000, 20_000, 20_000, 400_000, 1_000_000, 1_000_000, 1_000_000]) {
+    for (const bytes of [40_000, 40_000, 40_000, 400_000, 1_000_000, 1_000_000, 1_000_000]) {
       pacing.paused(0);
       pacing.read(bytes, 0);
       pauses.push(pacing.emptied());
@@ -36,11 +36,14 @@ describe('a socket is left alone', () => {
     expect(pacing.bursting).toBe(true);
   });
 
-  test('no more once next to nothing was gathered', () => {
+  test('no more once a thousand transactions a second are all that is gathered, however long the pause', () => {
     const pacing = new Pacing();
     readUntilPause(pacing, 60_000, 0.1);
     pacing.paused(0);
-    pacing.read(1_000, 0);
+    pacing.read(40_000, 0);
+    expect(pacing.emptied()).toBe(8);
+    pacing.paused(0);
+    pacing.read(8 * 500, 0);
     expect(pacing.emptied()).toBe(0);
     pacing.calm();
     expect(pacing.bursting).toBe(false);
