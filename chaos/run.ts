@@ -38,9 +38,9 @@ export interface Results {
   readonly folder: string | undefined;
 }
 
-/** After the storm: agents connect again, catch up and confirm. */
+/** After the storm agents connect again, catch up and confirm; these bound a hang, not the time, which the machine decides. In ms. */
 const STREAMING_MS = 60_000;
-const CONFIRMED_MS = 180_000;
+const CONFIRMED_MS = 600_000;
 /** One run from beginning to end. `tell` is given lines for people. Never leaves a process or, unless something failed, a file behind. */
 export async function run(options: Options, tell: (line: string) => void): Promise<Results> {
   const began = performance.now();
