@@ -12,10 +12,10 @@ const servers = './test/world/servers.ts';
 const oldest = process.platform === 'linux' && process.arch === 'x64' ? 14 : 15;
 
 /** What every major version of PostgreSQL has to show, and a cluster of several: the whole pipe, in little time. */
-const everyMajor = (name: string, list: string) => ({
+const everyMajor = (name: string, list: string, more: readonly string[] = []) => ({
   test: {
     name,
-    include: ['test/pg/agent.test.ts', 'test/pg/partitions.test.ts', 'test/property/regions.test.ts'],
+    include: ['test/pg/agent.test.ts', 'test/property/regions.test.ts', ...more],
     env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: process.env.COREGENT_RUNS ?? '10' },
     globalSetup: [majors, servers],
     maxWorkers: 3,
@@ -24,6 +24,9 @@ const everyMajor = (name: string, list: string) => ({
     sequence: { groupOrder: 3 },
   },
 });
+
+/** What majors do differently: the oldest, and a cluster of several. */
+const PARTITIONS = ['test/pg/partitions.test.ts'];
 
 /** Files that take a minute and more: begun last, they would run alone in the end. */
 const LONG = ['kill', 'points', 'chaos', 'rejoin', 'links', 'servers', 'pause', 'agent'].map(
@@ -75,12 +78,12 @@ export default defineConfig({
           sequence: { groupOrder: 2 },
         },
       },
-      ...(oldest === 14 ? [everyMajor('pg14', '14')] : []),
-      everyMajor('pg15', '15'),
+      ...(oldest === 14 ? [everyMajor('pg14', '14', PARTITIONS)] : []),
+      everyMajor('pg15', '15', PARTITIONS),
       everyMajor('pg16', '16'),
       everyMajor('pg17', '17'),
       everyMajor('pg18', '18'),
-      everyMajor('mixed', `${oldest},16,18`),
+      everyMajor('mixed', `${oldest},16,18`, PARTITIONS),
       everyMajor('mixed-odd', '15,17,18'),
       {
         test: {
