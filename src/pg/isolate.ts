@@ -138,10 +138,10 @@ export class Isolation {
 
   /** Rows that wait for others of their transaction: all at once, for rings, then one by one as long as that helps any. */
   async #tryAgain(places: readonly Place[]): Promise<readonly Blocked[]> {
-    let all = places;
     let left: readonly Blocked[] = [];
-    for (let round = 0; all.length > 0 && round < ROUNDS; round++) {
-      const trying = all;
+    for (let round = 0; round < ROUNDS; round++) {
+      const trying = round === 0 ? places : left;
+      if (trying.length === 0) break;
       const together = async (): Promise<void> => {
         for (const { target, group, row } of trying) await this.#ways.settle(target, group, tuplesOf([row]));
       };
@@ -152,7 +152,6 @@ export class Isolation {
         if (failure) still.push({ ...each, failure });
       }
       left = still;
-      all = still;
       if (still.length === trying.length) break;
     }
     return left;

@@ -95,7 +95,7 @@ export class Store {
   /** Tables, by OID, that the transaction has rows of. */
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
-  /** A look behind a commit failed: every table is looked at before the next batch. Also so at the start. */
+  /** A look behind a commit failed: the next try begins with a look at every table. Also so at the start. */
   #owesLook = true;
   readonly #shortcuts = new Shortcuts((steps) => this.#run(steps));
 
