@@ -56,7 +56,7 @@ test(`an agent may be killed at any instruction: ${KILLS} kills under load lose,
 async function randomMoment(agent: AgentProcess, random: () => number): Promise<void> {
   const early = random() < 0.25;
   if (!early) await agent.logged('peer.streaming');
-  await sleep(within(random, 0, 600));
+  await sleep(within(random, 0, 400));
 }
 
 /** Looks at every region again and again for transactions of which only a part is visible. */
