@@ -5,6 +5,7 @@ import { ident, literal } from '../quote.ts';
 import { findTier, TIERS } from './applier.ts';
 import { slotName } from './catalog.ts';
 import { connect } from './connect.ts';
+import { examineLimits } from './doctor-limits.ts';
 import { type Finding, finding } from './findings.ts';
 import { type Grantee, grantSections } from './grants.ts';
 import { faultsOf, NEWEST_MAJOR, OLDEST_MAJOR } from './releases.ts';
@@ -21,10 +22,6 @@ interface Facts {
   readonly version_text: string;
   readonly standby: boolean;
   readonly wal_level: string;
-  readonly slots_free: number;
-  readonly senders_free: number;
-  readonly origins_free: number;
-  readonly origins: readonly string[];
   readonly keep_mb: number;
   readonly sender_timeout_ms: number;
   readonly slot_timeout_s: number;
@@ -34,8 +31,9 @@ interface Facts {
   readonly excess: readonly string[];
   readonly may_create: boolean;
   readonly sees_stats: boolean;
+  readonly owns_tables: boolean;
   readonly installed: boolean;
-  readonly slots: readonly { name: string; active: boolean; lost: boolean; safe: number | null }[];
+  readonly slots: readonly { name: string; lost: boolean; safe: number | null }[];
 }
 
 const FACTS = `
@@ -44,11 +42,6 @@ select
   current_setting('server_version') as version_text,
   pg_is_in_recovery() as standby,
   coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')) as wal_level,
-  current_setting('max_replication_slots')::int - (select count(*) from pg_replication_slots)::int as slots_free,
-  current_setting('max_wal_senders')::int - (select count(*) from pg_stat_replication)::int as senders_free,
-  coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int
-    - (select count(*) from pg_replication_origin)::int as origins_free,
-  (select coalesce(json_agg(roname), '[]') from pg_replication_origin) as origins,
   (select setting::int from pg_settings where name = 'max_slot_wal_keep_size') as keep_mb,
   (select setting::int from pg_settings where name = 'wal_sender_timeout') as sender_timeout_ms,
   coalesce((select setting::int from pg_settings where name = 'idle_replication_slot_timeout'), 0) as slot_timeout_s,
@@ -58,8 +51,10 @@ select
   array_remove(array[case when r.rolcreaterole then 'createrole' end, case when r.rolcreatedb then 'createdb' end], null) as excess,
   has_database_privilege(current_database(), 'create') as may_create,
   pg_has_role('pg_read_all_stats', 'usage') as sees_stats,
+  exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relowner = r.oid and c.relkind in ('r', 'p')
+    and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'coregent')) as owns_tables,
   to_regnamespace('coregent') is not null as installed,
-  (select coalesce(json_agg(json_build_object('name', slot_name, 'active', active, 'lost', wal_status = 'lost', 'safe', safe_wal_size)), '[]')
+  (select coalesce(json_agg(json_build_object('name', slot_name, 'lost', wal_status = 'lost', 'safe', safe_wal_size)), '[]')
     from pg_replication_slots where database = current_database()) as slots
 from pg_roles r where r.rolname = session_user`;
 
@@ -86,8 +81,10 @@ export async function examineServer(
     ...versionFindings(facts.version, facts.version_text, here),
     ...(await ofStream(client, region)),
     ...ofSettings(facts, config, region),
+    ...(await examineLimits(client, config, region)),
     ...ofSlots(facts, config, region),
     ...(await ofRole(client, facts, here)),
+    ...(await ofUnstamped(client, facts, here)),
     ...(await ofTransactions(client, here, patienceMs)),
     ...(await ofCollation(client, facts, here)),
   ];
@@ -172,55 +169,11 @@ async function ofStream(client: pg.Client, region: RegionConfig): Promise<Findin
 function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding[] {
   const here = region.name;
   const found: Finding[] = [];
-  const others = config.regions.filter((other) => other !== region);
   const set = (name: string, value: string): string => `alter system set ${name} = ${literal(value)}`;
   const RELOAD = 'select pg_reload_conf()';
   const RESTART = 'Restart the server.';
   if (facts.wal_level !== 'logical') {
     found.push(finding('wal_level', here, 'wal_level', `is ${facts.wal_level}`, set('wal_level', 'logical'), RESTART));
-  }
-  const missing = others.filter(
-    (puller) => !facts.slots.some(({ name }) => name === slotName(config.cluster, region.id, puller.id)),
-  ).length;
-  if (facts.slots_free < missing) {
-    found.push(
-      finding(
-        'slots_short',
-        here,
-        'max_replication_slots',
-        `${missing} more are needed, ${facts.slots_free} are free`,
-        set('max_replication_slots', String(20 + missing)),
-        RESTART,
-      ),
-    );
-  }
-  const idle = others.length - facts.slots.filter(({ name, active }) => active && name.startsWith('coregent_')).length;
-  // One more each for `apply`.
-  if (facts.senders_free < idle + 1) {
-    found.push(
-      finding(
-        'walsenders_short',
-        here,
-        'max_wal_senders',
-        `${idle + 1} more are needed, ${facts.senders_free} are free`,
-        set('max_wal_senders', String(20 + idle)),
-        RESTART,
-      ),
-    );
-  }
-  const origins = others.filter((peer) => !facts.origins.includes(slotName(config.cluster, peer.id, region.id))).length;
-  if (facts.origins_free < origins) {
-    const name = facts.version >= 180_000 ? 'max_active_replication_origins' : 'max_replication_slots';
-    found.push(
-      finding(
-        'origins_short',
-        here,
-        name,
-        `${origins} more are needed, ${facts.origins_free} are free`,
-        set(name, String(20 + origins)),
-        RESTART,
-      ),
-    );
   }
   if (facts.keep_mb < 0 && config.slots.maxWalBytes === undefined) {
     found.push(
@@ -331,11 +284,51 @@ async function ofRole(client: pg.Client, facts: Facts, here: string): Promise<Fi
   }
   const tier = await findTier(client);
   if (tier !== 'A') {
-    const sections = grantSections(await granteeOf(client, []));
+    const sections = grantSections(await granteeOf(client, facts.owns_tables ? [role] : []));
     const better = sections.filter((section) => section.tier === 'A' || (tier === 'C' && section.tier === 'B'));
     found.push(finding('tier', here, role, `tier ${tier}: ${TIERS[tier]}`, ...better.flatMap(({ sql }) => sql)));
   }
   return found;
+}
+
+/** Sessions that begin in the replica role: what they write is not stamped, and so nobody else's. */
+async function ofUnstamped(client: pg.Client, { role, owns_tables: owns }: Facts, here: string): Promise<Finding[]> {
+  const { rows: set } = await client.query(
+    `select case when s.setrole <> 0 then pg_get_userbyid(s.setrole) end as role, d.datname as database
+      from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase
+      where (s.setdatabase = 0 or d.datname = current_database())
+      and exists (select from unnest(s.setconfig) as each where lower(each) = 'session_replication_role=replica') order by 1, 2`,
+  );
+  const { rows: server } = await client.query(
+    `select from pg_settings where name = 'session_replication_role' and setting = 'replica' and source in ('configuration file', 'command line')`,
+  );
+  const SETTING = 'session_replication_role';
+  const found = set.map(({ role: of, database }): Finding | undefined => {
+    const within = database === null ? '' : ` in database ${ident(database)}`;
+    const reset =
+      of === null && database !== null
+        ? `alter database ${ident(database)} reset ${SETTING}`
+        : `alter role ${of === null ? 'all' : ident(of)}${within} reset ${SETTING}`;
+    if (of !== role) {
+      const who = of === null ? 'every role' : `the role ${of}`;
+      return finding('unstamped', here, SETTING, `is replica for ${who}: what it writes does not travel`, reset);
+    }
+    if (!owns) return undefined;
+    const message = `is replica for the role ${role}, which owns tables: what an application writes as that role does not travel`;
+    return finding(
+      'role_shared',
+      here,
+      SETTING,
+      message,
+      'Make a role of its own: `coregent doctor --grants --role …`.',
+    );
+  });
+  if (server.length > 0) {
+    const message = 'is replica for the whole server: nothing that is written travels';
+    const cure = [`alter system set ${SETTING} = origin`, 'select pg_reload_conf()'];
+    found.push(finding('unstamped', here, SETTING, message, ...cure));
+  }
+  return found.filter((each) => each !== undefined);
 }
 
 async function ofTransactions(client: pg.Client, here: string, patienceMs: number): Promise<Finding[]> {

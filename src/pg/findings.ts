@@ -28,6 +28,10 @@ export const findings = {
     severity: 'warning',
     doc: 'Too few replication origins are free; without one a link works as in tier B.',
   },
+  connections_short: {
+    severity: 'blocker',
+    doc: 'Too few connections are free for the agents: of the server, of the database, or of the role.',
+  },
   slot_lost: {
     severity: 'blocker',
     doc: 'PostgreSQL dropped WAL that a slot still needed; rows must be joined again.',
@@ -64,6 +68,14 @@ export const findings = {
   owner_missing: {
     severity: 'blocker',
     doc: 'The role is no member of the table’s owner: it can add neither columns nor triggers.',
+  },
+  unstamped: {
+    severity: 'blocker',
+    doc: '`session_replication_role` is `replica` where applications write: our triggers do not fire, and nothing of it travels.',
+  },
+  role_shared: {
+    severity: 'warning',
+    doc: 'The role writes in the replica role from its first moment on, and owns tables: an application that logs in as it writes rows that do not travel.',
   },
   stats_hidden: {
     severity: 'notice',

@@ -28,6 +28,8 @@ export interface GrantSection {
  */
 export function grantSections({ role, database, owners, version, exists }: Grantee): GrantSection[] {
   const to = ident(role);
+  // As a setting of a role that an application logs in as too, it would keep the application's own rows from travelling.
+  const shared = version < 150_000 && owners.includes(role);
   const parameter = (name: string): string => `grant set on parameter ${name} to ${to}`;
   return [
     {
@@ -46,12 +48,15 @@ export function grantSections({ role, database, owners, version, exists }: Grant
     },
     {
       tier: 'B',
-      why: 'tier B: applying fires neither your triggers nor your foreign keys',
-      sql: [
+      why: shared
+        ? `tier B takes a role of its own before PostgreSQL 15: ${to} owns tables, and what an application wrote as it would not travel`
+        : 'tier B: applying fires neither your triggers nor your foreign keys',
+      sql:
         version >= 150_000
-          ? parameter('session_replication_role')
-          : `alter role ${to} in database ${ident(database)} set session_replication_role = replica`,
-      ],
+          ? [parameter('session_replication_role')]
+          : shared
+            ? []
+            : [`alter role ${to} in database ${ident(database)} set session_replication_role = replica`],
     },
     {
       tier: 'A',

@@ -57,8 +57,9 @@ test('settings of a server that are in the way are found, and gone once the cure
     servers: 'own',
     settings: {
       wal_level: 'replica',
-      max_replication_slots: 0,
+      max_replication_slots: 30,
       max_wal_senders: 1,
+      session_replication_role: 'replica',
       wal_sender_timeout: 0,
       max_slot_wal_keep_size: '64MB',
     },
@@ -71,14 +72,18 @@ test('settings of a server that are in the way are found, and gone once the cure
     await cluster.server(region).stop();
     await cluster.server(region).start();
   }
+  // Somebody else has every slot: with fewer of them than are taken the server would not start again.
+  const take = `select count(pg_create_physical_replication_slot('taken_' || n)) from generate_series(1, 30) n`;
+  for (const region of cluster.regions) await cluster.query(region, take);
   const { code, findings } = await doctor(cluster);
   expect(code).toBe(3);
   const expected = [
-    'origins_short',
+    ...(newest ? ['origins_short'] : []),
     'sender_timeout',
     ...(newest ? ['slot_timeout'] : []),
     'slots_short',
     'superuser',
+    'unstamped',
     'wal_level',
     'wal_tight',
     'walsenders_short',
@@ -92,6 +97,44 @@ test('settings of a server that are in the way are found, and gone once the cure
   }
   expect(codes((await doctor(cluster)).findings)).toEqual(['superuser']);
   await cluster.install();
+});
+
+test('E25, G4: limits of roles, and roles whose writes would not travel, are found, and gone once the cures were run', async () => {
+  await using cluster = await makeCluster({ tables: ITEMS, regions: 2, tier: 'B' });
+  const { role } = cluster;
+  const [app, ours] = [`role ${role}_app`, `role ${role}`];
+  await cluster.query('tokyo', `alter ${ours} connection limit 3`);
+  const here = async (sql: string): Promise<void> => {
+    await cluster.query('frankfurt', `do $$ begin execute format('${sql}', current_database()); end $$`);
+  };
+  await here('alter database %I connection limit 6');
+  const set = 'set session_replication_role = replica';
+  await here(`alter database %I ${set}`);
+  await here(`alter ${app} in database %I ${set}`);
+  await cluster.query('tokyo', `alter ${app} ${set}`);
+  // Of the role that applies it is right, unless it owns tables: then an application may be that role.
+  await cluster.query('tokyo', `alter ${ours} ${set}`);
+  const { code, findings } = await doctor(cluster);
+  expect(code).toBe(3);
+  expect(codes(findings)).toEqual(['connections_short', 'tier', 'unstamped', 'wal_unbounded']);
+  const told = findings.filter((each) => each.code === 'unstamped').map(({ region, message }) => [region, message]);
+  expect(told).toEqual([
+    ['tokyo', `is replica for the role ${role}_app: what it writes does not travel`],
+    ['frankfurt', `is replica for the role ${role}_app: what it writes does not travel`],
+    ['frankfurt', 'is replica for every role: what it writes does not travel'],
+  ]);
+  expect(
+    findings
+      .filter((each) => each.code === 'connections_short')
+      .map(({ region, object }) => [region, object?.split(' ')[0]]),
+  ).toEqual([
+    ['tokyo', 'role'],
+    ['frankfurt', 'database'],
+  ]);
+  await cure(cluster, findings, 'connections_short', 'unstamped');
+  expect(codes((await doctor(cluster)).findings)).toEqual(['tier', 'wal_unbounded']);
+  await cluster.query('tokyo', `alter table items owner to ${role}`);
+  expect(codes((await doctor(cluster)).findings)).toEqual(['role_shared', 'tier', 'wal_unbounded']);
 });
 
 test('C8, D7, D8, E8: encodings, clocks, transactions and slots', async () => {

@@ -25,6 +25,7 @@ describe('the documentation', () => {
 
 describe('grants', () => {
   const grantee = { role: 'r', database: 'd', owners: ['r', 'o'], version: 140_000, exists: true };
+  const apart = { ...grantee, owners: ['o'] };
 
   it('are only what a tier needs', () => {
     for (const [tier, replica, origins] of [
@@ -32,17 +33,22 @@ describe('grants', () => {
       ['B', true, false],
       ['C', false, false],
     ] as const) {
-      const text = grantsText(grantee, tier);
+      const text = grantsText(apart, tier);
       expect(text.includes('session_replication_role')).toBe(replica);
       expect(text.includes('pg_replication_origin_create')).toBe(origins);
     }
   });
 
   it('name no parameter where there is no such grant, and no role to itself', () => {
-    const text = grantsText(grantee);
+    const text = grantsText(apart);
     expect(text).not.toContain('on parameter');
     expect(text).toContain('alter role "r" in database "d" set session_replication_role = replica;');
-    expect(text).not.toContain('grant "r" to "r"');
+    const owning = grantsText(grantee);
+    expect(owning).not.toContain('grant "r" to "r"');
+    expect(owning).toContain('grant "o" to "r"');
+    // An application may log in as it.
+    expect(owning).not.toContain('set session_replication_role');
+    expect(owning).toMatch(/^-- tier B takes a role of its own before PostgreSQL 15: "r" owns tables/m);
   });
 });
 
