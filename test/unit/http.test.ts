@@ -3,7 +3,7 @@ import { connect } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type HttpServer, startHttp } from '../../src/agent/http.ts';
 import { createMetrics } from '../../src/metrics.ts';
-import type { AgentStatus, PeerStatus } from '../../src/model/api.ts';
+import type { AgentStatus, PausedTable, PeerStatus } from '../../src/model/api.ts';
 import { CoregentError } from '../../src/model/error.ts';
 
 const CANARY = 'cAnArY-7f3';
@@ -119,6 +119,28 @@ describe('/readyz', () => {
     ]);
     now = { ...status, peers: [peer('frankfurt', null)] };
     expect((await ready('/readyz?max-lag=1h')).body.checks[0].detail).toContain('lag not known');
+  });
+
+  it('compares tables that pause with max-lag: their rows are as old, however fast the stream is', async () => {
+    const pausedFor = (ms: number): PausedTable => ({
+      table: 'public.orders',
+      state: 'paused',
+      reason: 'column v is missing here',
+      since: new Date(Date.now() - ms).toISOString(),
+      rows: 0,
+    });
+    now = { ...status, peers: [{ ...peer('frankfurt', 0), paused: [pausedFor(3_600_000)] }] };
+    const stale = await ready('/readyz?max-lag=30m');
+    expect(stale.status).toBe(503);
+    expect(stale.body.checks).toEqual([
+      {
+        name: 'table:frankfurt:public.orders',
+        ok: false,
+        detail: expect.stringMatching(/^paused since 20.*, at most/),
+      },
+    ]);
+    expect((await ready('/readyz?max-lag=2h')).status).toBe(200);
+    expect((await ready('/readyz')).status).toBe(200);
   });
 
   it('lists every check with verbose', async () => {
