@@ -2,16 +2,17 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Tier } from '../model/api.ts';
 import { classify, EXIT } from '../model/error.ts';
-import { tableLabel } from '../model/table.ts';
+import { tableId, tableLabel } from '../model/table.ts';
 import { LAST_MICROS } from '../model/version.ts';
 import { findTier } from './applier.ts';
-import type { FoundTable } from './catalog.ts';
+import { type FoundTable, PUBLICATION, readInstalled } from './catalog.ts';
 import { connect } from './connect.ts';
 import { examineServer, unreachable } from './doctor-server.ts';
 import { examineTables } from './doctor-tables.ts';
 import { type Finding, finding } from './findings.ts';
 import { planRegion } from './install.ts';
 import type { OpenRegion } from './setup.ts';
+import { readStandings, type Standing } from './standing.ts';
 import { NO_TABLES, surveyTables } from './tables.ts';
 import { TRIGGERS } from './triggers.ts';
 import type { Warning } from './warning.ts';
@@ -97,9 +98,13 @@ async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Find
       const mine = tables.map(({ found, details, rule }) => ({ table: found[index]!, details: details[index]!, rule }));
       try {
         const actions = await planRegion(client, config, region, mine);
-        return mine
-          .filter(({ table }) => table.stamped && actions.some(({ what }) => what === `stamp ${tableLabel(table)}`))
-          .map(({ table }) => ofPending(table, region.name));
+        if (!(await readInstalled(client, region.name))) return [];
+        const { tables: standings } = await readStandings(client);
+        return mine.flatMap(({ table }): Finding[] => {
+          const standing = standings.get(tableId(table));
+          const changes = actions.some(({ what }) => what === `stamp ${tableLabel(table)}`);
+          return changes || standing?.unpublished ? [ofPending(table, standing, region.name)] : [];
+        });
       } catch (thrown) {
         const { code, message, cure } = classify(thrown, region.name);
         if (code !== 'refused' && code !== 'schema_too_new') throw thrown;
@@ -117,14 +122,20 @@ async function ofPlan(config: Config, open: readonly OpenRegion[]): Promise<Find
   ];
 }
 
-/** A table that was replicated already, and that `apply` would change. */
-function ofPending(table: FoundTable, here: string): Finding {
-  const gone = Object.values(TRIGGERS).filter((name) => !table.triggers.includes(name));
+/** A table that `apply` would change in a region that is installed. */
+function ofPending(table: FoundTable, standing: Standing | undefined, here: string): Finding {
+  const label = tableLabel(table);
   const cure = 'Run `coregent apply`.';
-  if (gone.length === 0) {
-    return finding('apply_needed', here, tableLabel(table), 'is not as `apply` would leave it', cure);
+  if (!standing)
+    return finding('apply_needed', here, label, 'is named by the configuration, and not replicated yet', cure);
+  const gone = Object.values(TRIGGERS).filter((name) => !table.triggers.includes(name));
+  if (gone.length > 0) {
+    return finding('triggers_gone', here, label, `lacks ${gone.join(', ')}, or they are disabled`, cure);
   }
-  return finding('triggers_gone', here, tableLabel(table), `lacks ${gone.join(', ')}, or they are disabled`, cure);
+  if (standing.unpublished) {
+    return finding('unpublished', here, label, `is not all in the publication ${PUBLICATION}`, cure);
+  }
+  return finding('apply_needed', here, label, 'is not as `apply` would leave it', cure);
 }
 
 function ofWarning({ code, object, message, cure }: Warning): Finding[] {

@@ -96,9 +96,13 @@ export const findings = {
     severity: 'blocker',
     doc: 'Triggers of ours are gone or disabled: what is written to the table does not travel, or comes back after a delete.',
   },
+  unpublished: {
+    severity: 'blocker',
+    doc: 'A table, or a part of it, was taken out of the publication coregent: what is written there does not travel. `apply` puts it back, and the other regions join its rows.',
+  },
   apply_needed: {
     severity: 'warning',
-    doc: 'A replicated table is not as `apply` leaves it: a partition or a DEFERRABLE constraint is new, or it was made by another version.',
+    doc: 'A table is not as `apply` leaves it: it is new, or a partition or a DEFERRABLE constraint of it is, or it was made by another version.',
   },
   passed_over: {
     severity: 'notice',

@@ -19,6 +19,7 @@ import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catal
 import { transaction } from './connect.ts';
 import { type Details, findDetails } from './details.ts';
 import { isRecreated, oweAgain } from './recreated.ts';
+import { WHOLE } from './standing.ts';
 import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger, unheeded } from './triggers.ts';
 
 /** One change to one region, as `apply --dry-run` prints it. */
@@ -77,19 +78,14 @@ export async function planRegion(
     ]);
   }
 
-  const { rows: publications } = await client.query(`select pubname from pg_publication where pubname = $1`, [
-    PUBLICATION,
-  ]);
-  if (publications.length === 0) {
-    add(`create publication ${PUBLICATION}`, [
-      `create publication ${ident(PUBLICATION)} with (publish = 'insert, update', publish_via_partition_root = true)`,
+  const publication = await readPublication(client);
+  if (publication.options !== 'right') {
+    const statement = publication.options === 'none' ? 'create publication' : 'alter publication';
+    const word = publication.options === 'none' ? 'with' : 'set';
+    add(`${statement} ${PUBLICATION}`, [
+      `${statement} ${ident(PUBLICATION)} ${word} (publish = 'insert, update', publish_via_partition_root = true)`,
     ]);
   }
-  const { rows: published } = await client.query(
-    `select schemaname || '.' || tablename as label from pg_publication_tables where pubname = $1`,
-    [PUBLICATION],
-  );
-  const inPublication = new Set(published.map((row) => row.label as string));
   const { rows: registered } = installed
     ? await client.query(`select table_id, rule, stamp from coregent.tables`)
     : { rows: [] };
@@ -115,17 +111,41 @@ export async function planRegion(
       row.stamp === stamp &&
       table.stamped &&
       Object.values(TRIGGERS).every((name) => table.triggers.includes(name)) &&
-      inPublication.has(tableLabel(table)) &&
-      inPublication.has(`coregent.${tombstoneName(table)}`) &&
+      [tableLabel(table), `coregent.${tombstoneName(table)}`].every((label) => publication.whole.has(label)) &&
       parts.length === 0;
     if (whole) continue;
     const recreated = row !== undefined && isRecreated(table) ? region.id : undefined;
     add(`stamp ${tableLabel(table)}`, [
-      ...tableSql(table, rule, { stamping, stamp, recreated }, inPublication),
+      ...tableSql(table, rule, { stamping, stamp, recreated }, publication),
       ...parts,
     ]);
   }
   return actions;
+}
+
+/** What a region's publication is. */
+interface Publication {
+  readonly options: 'none' | 'other' | 'right';
+  /** Tables of which it has all rows and columns, and those of which it has a part. */
+  readonly whole: ReadonlySet<string>;
+  readonly partial: ReadonlySet<string>;
+}
+
+async function readPublication(client: pg.Client): Promise<Publication> {
+  const { rows: found } = await client.query(
+    `select pubinsert and pubupdate and pubviaroot and not pubdelete and not pubtruncate as right from pg_publication where pubname = $1`,
+    [PUBLICATION],
+  );
+  const { rows: tables } = await client.query(
+    `select n.nspname || '.' || c.relname as label, ${WHOLE} as whole from pg_publication p
+      join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+      where p.pubname = $1`,
+    [PUBLICATION],
+  );
+  const labels = (whole: boolean): Set<string> =>
+    new Set(tables.filter((table) => table.whole === whole).map(({ label }) => label));
+  const options = found.length === 0 ? 'none' : found[0].right ? 'right' : 'other';
+  return { options, whole: labels(true), partial: labels(false) };
 }
 
 /** The columns of every table of tombstones and their types, by its name. */
@@ -199,7 +219,7 @@ function tableSql(
     /** The region's id, where the table was replicated before it was created again. */
     readonly recreated: number | undefined;
   },
-  inPublication: ReadonlySet<string>,
+  publication: Publication,
 ): string[] {
   const target = qualified(table.schema, table.name);
   const tombs = qualified('coregent', tombstoneName(table));
@@ -209,9 +229,12 @@ function tableSql(
     return `${ident(name)} ${column.type}${column.collation ? ` collate ${column.collation}` : ''} not null`;
   });
   const publish = [
-    ...(inPublication.has(tableLabel(table)) ? [] : [`table ${target}`]),
-    ...(inPublication.has(`coregent.${tombstoneName(table)}`) ? [] : [`table ${tombs}`]),
-  ];
+    [tableLabel(table), target],
+    [`coregent.${tombstoneName(table)}`, tombs],
+  ].flatMap(([label, name]) => [
+    ...(publication.partial.has(label!) ? [`drop table ${name}`] : []),
+    ...(publication.whole.has(label!) ? [] : [`add table ${name}`]),
+  ]);
   return [
     // Writers wait here, so that no write is between "not stamped" and "published".
     `lock table ${target} in access exclusive mode`,
@@ -227,7 +250,7 @@ function tableSql(
         ]),
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
-    ...publish.map((what) => `alter publication ${ident(PUBLICATION)} add ${what}`),
+    ...publish.map((what) => `alter publication ${ident(PUBLICATION)} ${what}`),
     `insert into coregent.tables (table_id, schema_name, table_name, rule, stamp)
       values (${literal(tableId(table))}, ${literal(table.schema)}, ${literal(table.name)}, ${literal(rule)}, ${literal(stamp)})
       on conflict (table_id) do update set rule = excluded.rule, stamp = excluded.stamp`,

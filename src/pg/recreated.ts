@@ -4,6 +4,7 @@ import { ident, literal, qualified } from '../quote.ts';
 import { type FoundTable, findTables, readInstalled, slotName } from './catalog.ts';
 import type { Action } from './install.ts';
 import type { OpenRegion } from './setup.ts';
+import { readStandings } from './standing.ts';
 import type { ChosenTable } from './tables.ts';
 import { triggerFunctions } from './triggers.ts';
 
@@ -12,10 +13,10 @@ export function isRecreated({ stamped, triggers }: FoundTable): boolean {
   return !stamped || triggers.length === 0;
 }
 
-/** A statement: the table, which was created again, is owed whole by the slots that the query selects. */
-export function oweAgain(table: Table, slots: string): string {
+/** A statement: the table is owed whole by the slots that the query selects. */
+export function oweAgain(table: Table, slots: string, reason = 'the table was created again'): string {
   return `insert into coregent.paused as p (slot, table_id, table_name, reason, min_version, passes)
-    select s.slot, ${literal(tableId(table))}, ${literal(tableLabel(table))}, 'the table was created again', 0, 1 from (${slots}) s
+    select s.slot, ${literal(tableId(table))}, ${literal(tableLabel(table))}, ${literal(reason)}, 0, 1 from (${slots}) s
     on conflict (slot, table_id) do update
     set reason = excluded.reason, min_version = 0, passes = p.passes + 1, joining = false, rows_joined = 0`;
 }
@@ -35,8 +36,8 @@ function forgetSql(table: { readonly schema: string; readonly name: string }): s
 }
 
 /**
- * What replicated tables take that were created again in some region, or dropped in all. To be carried out before that region's
- * table is stamped, by which it is known: an interrupted run is then finished by the next.
+ * What replicated tables take that were created again in some region, or taken out of its publication for a while, or dropped in all.
+ * To be carried out before that region's table is stamped and published, by which it is known: an interrupted run is then finished by the next.
  */
 export async function planRecreated(
   config: Config,
@@ -47,18 +48,21 @@ export async function planRecreated(
   const installed = await Promise.all(open.map(({ region, client }) => readInstalled(client, region.name)));
   const standing = new Set<string>();
   for (const { client } of open) for (const table of await findTables(client)) standing.add(tableLabel(table));
-  for (const [index, { region }] of open.entries()) {
+  for (const [index, { region, client }] of open.entries()) {
+    const standings = installed[index] ? (await readStandings(client)).tables : undefined;
     for (const table of installed[index]?.tables ?? []) {
       const label = tableLabel(table);
       if (!standing.has(label)) {
         actions.push({ region: region.name, what: `forget ${label}, which is gone everywhere`, sql: forgetSql(table) });
       }
       const now = chosen.find((each) => each.label === label)?.found[index];
-      if (!now || !isRecreated(now)) continue;
+      const recreated = now !== undefined && isRecreated(now);
+      if (!now || !(recreated || standings?.get(tableId(now))?.unpublished)) continue;
+      const reason = recreated ? undefined : 'the peer did not send all of it for a while';
       for (const [other, peer] of open.entries()) {
         if (other === index || !installed[other]) continue;
         const slot = slotName(config.cluster, region.id, peer.region.id);
-        const sql = [oweAgain(now, `select ${literal(slot)} as slot`)];
+        const sql = [oweAgain(now, `select ${literal(slot)} as slot`, reason)];
         actions.push({ region: peer.region.name, what: `join ${label} of ${region.name} again`, sql });
       }
     }

@@ -1,4 +1,6 @@
-import { PARENT, tableId, VERSION } from '../model/table.ts';
+import { PARENT, TOMBSTONES, tableId, VERSION } from '../model/table.ts';
+import { literal } from '../quote.ts';
+import { PUBLICATION } from './catalog.ts';
 import type { Queryable } from './connect.ts';
 
 /** One column of a table as its region has it now. */
@@ -24,6 +26,8 @@ export interface Standing {
   readonly fault: string | undefined;
   /** Why nothing can be applied to it, though its own rows can travel. */
   readonly barred: string | undefined;
+  /** Whether the region sends less than all of it: it was taken out of the publication, or only a part of it is in. */
+  readonly unpublished: boolean;
   /** All that travel, version and parent too. */
   readonly columns: readonly StandingColumn[];
   readonly key: readonly string[];
@@ -35,6 +39,9 @@ export interface Standings {
   /** Two readings with the same text found the same. */
   readonly text: string;
 }
+
+/** Whether a row `r` of `pg_publication_rel` stands for all rows and columns of its table; from 15 on it need not. */
+export const WHOLE = `coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is null`;
 
 const READ = `
 select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind, c.oid::int8 as relation,
@@ -56,7 +63,10 @@ select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkin
     where a.attrelid = to_regclass('coregent.tomb_' || t.table_id) and a.attnum > 0 and not a.attisdropped) as buried,
   -- One for UPDATE (2) bars every INSERT … ON CONFLICT even if it is disabled, one for INSERT (3) only where it fires.
   (select min(r.rulename) from pg_rewrite r where r.ev_class = c.oid
-    and (r.ev_type = '2' or r.ev_type = '3' and r.ev_enabled in ('A', 'R'))) as bars
+    and (r.ev_type = '2' or r.ev_type = '3' and r.ev_enabled in ('A', 'R'))) as bars,
+  (select count(*) from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+    where p.pubname = ${literal(PUBLICATION)} and p.pubinsert and p.pubupdate and p.pubviaroot
+    and r.prrelid in (c.oid, to_regclass('coregent.${TOMBSTONES}' || t.table_id)) and ${WHOLE}) < 2 as unpublished
 from coregent.tables t
 left join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on n.nspname = t.schema_name and c.relname = t.table_name
 order by 1`;
@@ -72,6 +82,7 @@ export async function readStandings(client: Queryable): Promise<Standings> {
       label: `${row.schema}.${row.name}`,
       fault: faultOf(row.kind, columns, key, row.buried ?? {}),
       barred: row.bars === null ? undefined : `has the rule ${row.bars}, which bars upserts: drop it`,
+      unpublished: row.unpublished,
       columns,
       key,
     };
@@ -104,6 +115,7 @@ export function disagreement(here: Standing | undefined, there: Standing | undef
   if (!there) return 'the peer does not replicate it: run `coregent apply`';
   if (here.fault) return `here it ${here.fault}`;
   if (there.fault) return `at the peer it ${there.fault}`;
+  if (there.unpublished) return 'the peer does not send all of it: run `coregent apply`';
   if (here.barred) return `here it ${here.barred}`;
   const mine = new Map(here.columns.map((column) => [column.name, column]));
   const theirs = new Map(there.columns.map((column) => [column.name, column]));

@@ -48,6 +48,18 @@ test('a superuser on sound databases is told only that it is one, and that nothi
   expect(out).toContain(`    alter system set max_slot_wal_keep_size = '50GB';`);
   expect(out).toContain('2 warnings, 2 notices');
   expect((await cluster.cliWith({ slots: { max_wal: '50GB' } }, 'doctor')).out).not.toContain('wal_unbounded');
+
+  // A table that is new, and one that was replicated and is another one now.
+  await cluster.everywhere('create table later (id int primary key)');
+  await cluster.query('frankfurt', `begin; drop table items; ${ITEMS}; commit`);
+  const pending = (await doctor(cluster)).findings.filter((each) => /_gone$|_needed$/.test(each.code));
+  expect(pending.map((each) => `${each.code} ${each.region} ${each.object}`)).toEqual([
+    'triggers_gone frankfurt public.items',
+    'apply_needed tokyo public.later',
+    'apply_needed frankfurt public.later',
+  ]);
+  await cluster.install();
+  expect(codes((await doctor(cluster)).findings)).toEqual(['superuser', 'wal_unbounded']);
 });
 
 test('settings of a server that are in the way are found, and gone once the cures were run', async () => {

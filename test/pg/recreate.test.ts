@@ -4,6 +4,7 @@ import { type Cluster, makeCluster } from '../world/cluster.ts';
 import { until } from '../world/until.ts';
 
 const ITEMS = 'create table items (id int primary key, v text)';
+let planted = 1_000;
 
 let cluster: Cluster;
 beforeAll(async () => {
@@ -132,3 +133,39 @@ test('H5: a table that is dropped everywhere is forgotten by apply, and its rows
   expect(await cluster.value('frankfurt', 'select count(*)::int from others')).toBe(2);
   expect((await cluster.cli('verify')).code).toBe(0);
 });
+
+test.each([
+  ['a table that was taken out', ['alter publication coregent drop table others']],
+  [
+    'a filter of rows',
+    ['alter publication coregent drop table others', 'alter publication coregent add table others where (id < 0)'],
+  ],
+  ['the kinds of changes', [`alter publication coregent set (publish = 'insert')`]],
+])(
+  'D21: what the publication leaves out pauses, is told of, and joined once apply has put it back: %s',
+  async (_what, plant) => {
+    const id = ++planted;
+    for (const text of plant) await cluster.query('tokyo', text);
+    const reason = 'the peer does not send all of it: run `coregent apply`';
+    await until(() => cluster.peer('virginia', 'tokyo').paused.some((each) => each.reason === reason), {
+      what: 'the table to pause',
+      deadlineMs: 30_000,
+    });
+    await cluster.query('tokyo', `insert into others values ($1, 'unsent')`, [id]);
+    await cluster.query('tokyo', `update others set v = v || '!' where id = 1`);
+    await cluster.query('frankfurt', `insert into others values ($1, 'the other way')`, [id + 100]);
+    await until(() => cluster.value('tokyo', 'select true from others where id = $1', [id + 100]), {
+      what: 'a row that tokyo is sent',
+      deadlineMs: 30_000,
+    });
+    const { findings } = JSON.parse((await cluster.cli('doctor', '--json')).out);
+    const told = findings.filter(({ code }: { code: string }) => code === 'unpublished');
+    expect(told.map(({ region, object }: { region: string; object: string }) => [region, object])).toEqual([
+      ['tokyo', 'public.others'],
+    ]);
+    await cluster.install();
+    await healed();
+    expect(await cluster.value('virginia', 'select v from others where id = $1', [id])).toBe('unsent');
+    expect((await cluster.cli('apply', '--dry-run')).code).toBe(0);
+  },
+);
