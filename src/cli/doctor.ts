@@ -77,7 +77,7 @@ async function printGrants(config: Config, role: string | undefined, context: Co
     for (const { region, client } of open) {
       const tables = (await findTables(client)).filter(({ schema, name }) => ruleFor(config, schema, name));
       const { rows } = await client.query(
-        `select distinct pg_get_userbyid(relowner) as owner from pg_class where oid = any ($1) order by 1`,
+        `select distinct o.rolname as owner, o.rolsuper as mighty from pg_class c join pg_roles o on o.oid = c.relowner where c.oid = any ($1) order by 1`,
         [tables.map(({ oid }) => oid)],
       );
       const grantee = await granteeOf(
@@ -85,7 +85,8 @@ async function printGrants(config: Config, role: string | undefined, context: Co
         rows.map(({ owner }) => owner as string),
       );
       const { rowCount } = await client.query('select from pg_roles where rolname = $1', [role ?? grantee.role]);
-      const sql = grantsText({ ...grantee, role: role ?? grantee.role, exists: rowCount === 1 });
+      const mighty = rows.filter((row) => row.mighty && row.owner !== (role ?? grantee.role)).map(({ owner }) => owner);
+      const sql = grantsText({ ...grantee, mighty, role: role ?? grantee.role, exists: rowCount === 1 });
       scripts.push({ region: region.name, sql });
     }
     if (context.json) context.out(toJson({ schema_version: 1, grants: scripts }));

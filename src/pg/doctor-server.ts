@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
-import { CoregentError, classify } from '../model/error.ts';
+import { type CoregentError, classify } from '../model/error.ts';
 import { ident, literal } from '../quote.ts';
 import { findTier, TIERS } from './applier.ts';
 import { slotName } from './catalog.ts';
@@ -378,9 +378,19 @@ async function ofCollation(client: pg.Client, { version, database }: Facts, here
   ];
 }
 
-/** A region that could not be asked, as a finding. */
-export function unreachable(thrown: unknown, here: string): Finding {
-  const error = thrown instanceof CoregentError ? thrown : classify(thrown, here);
+/** A region that could not be asked, as a finding. `door`: it did not even let the role in. */
+export function unreachable(error: CoregentError, { name: here, url }: RegionConfig, door: boolean): Finding {
+  if (door && error.code === 'privilege_missing') {
+    const { username, pathname } = new URL(url.reveal());
+    const [role, database] = [username, pathname.slice(1)].map(decodeURIComponent);
+    return finding(
+      'unreachable',
+      here,
+      null,
+      error.message,
+      `grant connect on database ${ident(database!)} to ${ident(role!)}`,
+    );
+  }
   if (error.code === 'peer_protocol') {
     return finding('pooler', here, null, error.message, 'Let the url reach PostgreSQL itself, not the pooler.');
   }

@@ -9,6 +9,7 @@ import { type FoundTable, PUBLICATION, readInstalled } from './catalog.ts';
 import { connect } from './connect.ts';
 import { examineServer, unreachable } from './doctor-server.ts';
 import { examineTables } from './doctor-tables.ts';
+import { madeAnew, readLetters } from './encoding.ts';
 import { type Finding, finding } from './findings.ts';
 import { planRegion } from './install.ts';
 import type { OpenRegion } from './setup.ts';
@@ -65,7 +66,7 @@ export async function examine(config: Config, patienceMs = PATIENCE_MS): Promise
         client?.end().catch(() => {});
         const error = classify(thrown, region.name);
         if (error.exit === EXIT.unreachable) away = true;
-        findings.push(unreachable(error, region.name));
+        findings.push(unreachable(error, region, client === undefined));
         return none;
       }
     }),
@@ -194,20 +195,11 @@ async function readClock({ client, region }: OpenRegion): Promise<Reading> {
 }
 
 async function ofEncodings(open: readonly OpenRegion[]): Promise<Finding[]> {
-  const all = await Promise.all(
-    open.map(async ({ client }) => {
-      const { rows } = await client.query(
-        `select pg_encoding_to_char(encoding) as encoding, datcollate || ' ' || coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale', '') as collation
-          from pg_database d where datname = current_database()`,
-      );
-      return rows[0] as { encoding: string; collation: string };
-    }),
-  );
+  const all = await Promise.all(open.map(({ client }) => readLetters(client)));
   const [first] = all;
   return all.flatMap(({ encoding, collation }, index) => {
     const here = open[index]!.region.name;
     const there = open[0]!.region.name;
-    const anew = (what: string): string => `Make the database anew ${what}, and restore its dump there.`;
     if (encoding !== first!.encoding) {
       return [
         finding(
@@ -215,7 +207,7 @@ async function ofEncodings(open: readonly OpenRegion[]): Promise<Finding[]> {
           here,
           null,
           `is ${encoding}, ${there} is ${first!.encoding}`,
-          anew(`with encoding ${first!.encoding}`),
+          madeAnew(`with encoding ${first!.encoding}`),
         ),
       ];
     }
@@ -225,8 +217,8 @@ async function ofEncodings(open: readonly OpenRegion[]): Promise<Finding[]> {
         'collation',
         here,
         null,
-        `is ${collation.trim()}, ${there} is ${first!.collation.trim()}`,
-        anew(`with lc_collate ${first!.collation.trim()}`),
+        `is ${collation}, ${there} is ${first!.collation}`,
+        madeAnew(`with lc_collate ${first!.collation}`),
       ),
     ];
   });

@@ -8,6 +8,8 @@ export interface Grantee {
   readonly database: string;
   /** Owners of the tables to replicate. */
   readonly owners: readonly string[];
+  /** Those of them that are superusers: whoever is a member of one may become one. */
+  readonly mighty?: readonly string[];
   /** `server_version_num`. */
   readonly version: number;
   /** Whether the role is there already. */
@@ -26,7 +28,7 @@ export interface GrantSection {
  * What an administrator runs in the database of a region so that a role without further rights is enough: what every tier needs first,
  * then what makes tier B of C, then what makes A of B. A managed service may refuse the later ones; Coregent works without them.
  */
-export function grantSections({ role, database, owners, version, exists }: Grantee): GrantSection[] {
+export function grantSections({ role, database, owners, mighty = [], version, exists }: Grantee): GrantSection[] {
   const to = ident(role);
   // As a setting of a role that an application logs in as too, it would keep the application's own rows from travelling.
   const shared = version < 150_000 && owners.includes(role);
@@ -36,11 +38,20 @@ export function grantSections({ role, database, owners, version, exists }: Grant
       tier: undefined,
       why: 'needed: streams, slots, the schema coregent, and columns and triggers on the tables of their owner',
       sql: [
-        exists ? `alter role ${to} login replication` : `create role ${to} login replication password 'CHANGE ME'`,
-        `grant create on database ${ident(database)} to ${to}`,
-        ...owners.filter((owner) => owner !== role).map((owner) => `grant ${ident(owner)} to ${to}`),
+        exists
+          ? `alter role ${to} login replication inherit`
+          : `create role ${to} login replication password 'CHANGE ME'`,
+        `grant connect, create on database ${ident(database)} to ${to}`,
+        ...owners
+          .filter((owner) => owner !== role && !mighty.includes(owner))
+          .map((owner) => `grant ${ident(owner)} to ${to}`),
       ],
     },
+    ...mighty.map((owner) => ({
+      tier: undefined,
+      why: `needed, and not granted: tables of the superuser ${ident(owner)} take another owner (alter table … owner to …), of which the role may be a member`,
+      sql: [],
+    })),
     {
       tier: undefined,
       why: 'good to have: lag in `coregent status`; in a deadlock apply gives way, not the application',

@@ -6,6 +6,7 @@ import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import { qualified } from '../quote.ts';
 import { readInstalled, readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
+import { refuseEncodings } from './encoding.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { readFollowed, readIdentity } from './identity.ts';
 import { type Action, planRegion, runAction } from './install.ts';
@@ -64,6 +65,7 @@ export interface Plan {
 /** Finds out what separates the regions from the configuration. Changes nothing. Throws `peer_identity` and `refused`. */
 export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
   await refuseStrangers(config, open);
+  await refuseEncodings(open);
   const { tables: chosen, warnings } = await chooseTables(config, open);
   const actions = await planRecreated(config, open, chosen);
   for (const [index, { region, client }] of open.entries()) {

@@ -42,6 +42,7 @@ select t.oid::int8, format_type(t.oid, null) as name,
     else 'scalar' end as kind,
   t.typsend <> 0 as sends, t.typreceive <> 0 as receives,
   t.typnamespace = 'pg_catalog'::regnamespace and t.typname ~ '^reg[a-z]+$' as alias,
+  t.typtype = 'd' and t.typname = 'lo' and t.typbasetype = 'oid'::regtype as reference,
   t.typelem::int8 as element, t.typbasetype::int8 as base,
   (select rngsubtype::int8 from pg_range where rngtypid = t.oid) as subtype,
   (select rngtypid::int8 from pg_range where rngmultitypid = t.oid) as range,
@@ -59,6 +60,8 @@ interface Row {
   readonly receives: boolean;
   /** An alias of `oid`: `regclass`, `regproc`, … */
   readonly alias: boolean;
+  /** The extension's `lo`: the number of a large object. */
+  readonly reference: boolean;
   /** The types that it is made of, in order. */
   readonly parts: readonly number[];
   readonly definition: string;
@@ -79,6 +82,7 @@ interface Raw {
   readonly sends: boolean;
   readonly receives: boolean;
   readonly alias: boolean;
+  readonly reference: boolean;
   readonly element: string;
   readonly base: string;
   readonly subtype: string | null;
@@ -89,7 +93,7 @@ interface Raw {
 }
 
 function rowOf(raw: Raw): Row {
-  const { kind, name, sends, receives, alias } = raw;
+  const { kind, name, sends, receives, alias, reference } = raw;
   const fields = raw.fields ?? [];
   const parts = {
     domain: [raw.base],
@@ -109,7 +113,7 @@ function rowOf(raw: Raw): Row {
     enum: `enum (${(raw.labels ?? []).join(', ')})`,
     scalar: '',
   }[kind];
-  return { oid: Number(raw.oid), kind, name, sends, receives, alias, parts, definition };
+  return { oid: Number(raw.oid), kind, name, sends, receives, alias, reference, parts, definition };
 }
 
 function describe(oid: number, types: ReadonlyMap<number, Row>): FoundType {
@@ -117,6 +121,7 @@ function describe(oid: number, types: ReadonlyMap<number, Row>): FoundType {
   const base = baseOf(oid, types);
   const parts = all.filter((type) => type !== base && type.kind !== 'domain');
   const alias = all.find((type) => type.alias);
+  const reference = all.find((type) => type.reference);
   const unsendable = parts.find((type) => !type.sends);
   const unreceivable = all.find((type) => type.sends && !type.receives);
   return {
@@ -129,11 +134,13 @@ function describe(oid: number, types: ReadonlyMap<number, Row>): FoundType {
       .join('; '),
     fault: alias
       ? `holds ${alias.name}, a number that means something else in each region: store the name, alter table … alter column … type text`
-      : unsendable
-        ? `holds ${unsendable.name} inside of another type, and ${unsendable.name} has no binary form: give it a column of its own`
-        : unreceivable
-          ? `is of the type ${unreceivable.name}, which can be sent and not received in binary form: create type … receive`
-          : undefined,
+      : reference
+        ? `holds ${reference.name}, a reference to a large object, which does not travel: store the object itself in a column of type bytea`
+        : unsendable
+          ? `holds ${unsendable.name} inside of another type, and ${unsendable.name} has no binary form: give it a column of its own`
+          : unreceivable
+            ? `is of the type ${unreceivable.name}, which can be sent and not received in binary form: create type … receive`
+            : undefined,
   };
 }
 

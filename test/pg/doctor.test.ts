@@ -198,17 +198,37 @@ test('C8, D7, D8, E8: encodings, clocks, transactions and slots', async () => {
   expect((await doctor(cluster, { regions })).findings).toContainEqual(
     expect.objectContaining({ code: 'encoding', region: 'frankfurt', message: 'is LATIN1, tokyo is UTF8' }),
   );
+  const refused = await cluster.cliWith({ regions }, 'apply');
+  expect(refused.code).toBe(5);
+  expect(refused.err).toMatch(/its database is LATIN1, that of tokyo is UTF8\n {2}at frankfurt\n.*with encoding UTF8/);
 });
 
 test('C16, G7: collations, standbys and subscriptions', async () => {
   await using cluster = await makeCluster({ tables: ITEMS, regions: 2, servers: 'own' });
   await cluster.query('tokyo', `create database other locale_provider icu icu_locale 'en' template template0`);
   await cluster.query('frankfurt', 'create publication other for table items');
+  await cluster.query('frankfurt', 'create publication everything for all tables');
+  await cluster.query(
+    'frankfurt',
+    `create collation letters (provider = icu, locale = 'en'); create index on items (v collate letters);
+      update pg_collation set collversion = '1' where collname = 'letters'`,
+  );
   await cluster.query('tokyo', `create subscription native connection '${cluster.url('frankfurt')}' publication other`);
   const { findings } = await doctor(cluster);
-  expect(codes(findings)).toEqual(['publication', 'subscription', 'superuser', 'wal_unbounded']);
-  await cure(cluster, findings, 'publication', 'subscription');
-  expect(codes((await doctor(cluster)).findings)).toEqual(['superuser', 'wal_unbounded']);
+  expect(codes(findings)).toEqual(['collation_version', 'publication', 'subscription', 'superuser', 'wal_unbounded']);
+  expect(findings.find((each) => each.code === 'collation_version')).toMatchObject({
+    region: 'frankfurt',
+    object: 'public.items',
+    message: expect.stringMatching(/^an index in the collation public\.letters was made under version 1, /),
+  });
+  await cure(cluster, findings, 'collation_version', 'publication', 'subscription');
+  // A publication for all tables can leave none out.
+  const left = (await doctor(cluster)).findings;
+  expect(codes(left)).toEqual(['publication', 'superuser', 'wal_unbounded']);
+  expect(left.find((each) => each.code === 'publication')!.cure).toEqual([
+    expect.stringMatching(/^It is for all tables,/),
+  ]);
+  await cluster.query('frankfurt', 'drop publication everything');
   await cluster.query('tokyo', 'drop subscription native');
 
   const url = Object.assign(new URL(cluster.url('tokyo')), { pathname: '/other' }).href;
@@ -262,6 +282,37 @@ test('a role without rights is told of each that it lacks; what --grants prints 
     await cluster.query(region, out.slice(out.indexOf(`-- in ${region},`)).split(/\n\n/)[0]!);
   expect(codes((await doctor(cluster)).findings)).toEqual(['wal_unbounded']);
   await cluster.install();
+
+  // A member that does not inherit, and a table of a superuser.
+  const inherits = Number(await cluster.value('tokyo', `select current_setting('server_version_num')`)) >= 160_000;
+  await cluster.query(
+    'tokyo',
+    inherits ? `grant ${role}_app to ${role} with inherit false` : `alter role ${role} noinherit`,
+  );
+  await cluster.query('frankfurt', 'alter table items owner to current_user');
+  const owned = (await doctor(cluster)).findings;
+  expect(codes(owned)).toEqual(expect.arrayContaining(['owner_missing', 'wal_unbounded']));
+  const mighty = owned.find((each) => each.code === 'owner_missing' && each.region === 'frankfurt')!;
+  expect(mighty.cure[0]).toMatch(/^Give it to an owner that is no superuser, alter table "public"\."items" owner to …/);
+  const printed = (await cluster.cli('doctor', '--grants')).out;
+  expect(printed).toMatch(/-- needed, and not granted: tables of the superuser "postgres"/);
+  expect(printed).not.toContain('grant "postgres"');
+  await cure(
+    cluster,
+    owned.filter(({ region }) => region === 'tokyo'),
+    'owner_missing',
+    'stats_hidden',
+    'tier',
+  );
+  await cluster.query('frankfurt', `alter table items owner to ${role}_app`);
+  await cluster.query(
+    'frankfurt',
+    `do $$ begin execute format('revoke connect on database %I from public, ${role}', current_database()); end $$`,
+  );
+  const shut = (await doctor(cluster)).findings;
+  expect(codes(shut)).toEqual(['unreachable', 'wal_unbounded']);
+  await cure(cluster, shut, 'unreachable');
+  expect(codes((await doctor(cluster)).findings)).toEqual(['wal_unbounded']);
 });
 
 test('D11, G2, G6, G7, B17: what lies around a table and gets in the way is found, and gone once the cures were run', async () => {
