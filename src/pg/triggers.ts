@@ -23,16 +23,45 @@ export function triggerFunctions(table: { readonly schema: string; readonly name
 const NOW =
   "(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog.*) 1000000)::pg_catalog.int8";
 
-/** The next version above what a key has seen; `operator(pg_catalog.…)` so that no search_path can bend it. */
+const op = (name: string): string => `operator(pg_catalog.${name})`;
+
+/** A version of this moment, for a key of which nothing was seen. */
+function stampNow(region: number): string {
+  return `(${NOW} ${op('<<')} 7) ${op('|')} ${region}`;
+}
+
+/** The next version above what a key has seen. */
 function stamp(region: number, seen: string): string {
-  const op = (name: string): string => `operator(pg_catalog.${name})`;
   return `(greatest(${NOW}, (${seen} ${op('>>')} 7) ${op('+')} 1) ${op('<<')} 7) ${op('|')} ${region}`;
 }
 
+/** Whose rights a trigger function has, and which `search_path`: the caller's, or a pinned one. */
+type Rights = 'caller' | 'owner' | 'owner, pinned';
+
+/**
+ * The rights of the functions that look for keys among tombstones. They have their owner's, because an application may not write
+ * tombstones itself. To pin the `search_path` costs an insert more than all else that these functions do, and they need none:
+ * - Every function, operator, table and type in them is named with its schema. What is not, has no name: `greatest`, `coalesce` and
+ *   `is null` go by a type, not by a path. (`is distinct from`, `in`, `between`, `nullif` and `case x when` look for an operator on the
+ *   path, and so do not occur.) Casts are found by type too. So the caller's path is never asked, whatever lies on it.
+ * - What they call is PostgreSQL's own and asks no path in its turn: that is so where keys are of its own types or enums, compared by
+ *   its own equality. Behind others may be functions of somebody else, written for the path of whoever owns them: that path is pinned.
+ */
+function rightsOver(table: Table): Rights {
+  const own = table.exactKey && table.keyEquals.every((equals) => equals === op('='));
+  return own ? 'owner' : 'owner, pinned';
+}
+
+/** Options of `create function`. What writes nothing and reads no table is told to be stable, so that it takes no snapshots. */
+const OPTIONS: Readonly<Record<Rights, string>> = {
+  caller: 'stable',
+  owner: 'security definer',
+  'owner, pinned': 'security definer set search_path = pg_catalog, pg_temp',
+};
+
 /**
  * The statements that create a table's stamping: functions (replaced when they exist) and triggers.
- * They run as their owner, because an application may not write tombstones itself;
- * the plain update, the hot one, touches no table and runs as the caller.
+ * The plain update, the hot one, touches no table and runs as the caller.
  * `guard`: a condition under which a row is stamped at all, where apply sessions fire triggers.
  */
 export function stampingSql(
@@ -54,9 +83,6 @@ export function stampingSql(
   // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
   const deletes = `${literal(qualified('coregent', deletesName(table)))}::pg_catalog.regclass`;
   const anyDeletes = `pg_catalog.pg_sequence_last_value(${deletes}) is not null`;
-  const lookUp = `if ${anyDeletes} then
-    buried := ${buriedNew};
-  end if;`;
   const noteDeletes = `if not (${anyDeletes}) then
     perform pg_catalog.nextval(${deletes});
   end if;`;
@@ -71,7 +97,7 @@ export function stampingSql(
     `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from `,
     ` t
-  where not exists (select from ${tombs} b where ${sameKey(table, 'b', 't')} and b.${version} > t.${version})
+  where not exists (select from ${tombs} b where ${sameKey(table, 'b', 't')} and b.${version} ${op('>')} t.${version})
   on conflict (${key.join(', ')}) do update
   set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent}`,
   ] as const;
@@ -84,10 +110,9 @@ export function stampingSql(
     return null;
   end if;
   `;
-  const define = (kind: string, body: string, definer: boolean): string =>
-    `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql${
-      definer ? ' security definer set search_path = pg_catalog, pg_temp' : ''
-    } as ${dollar(`\n#variable_conflict use_column${body}`)}`;
+  const rights = rightsOver(table);
+  const define = (kind: string, body: string, as: Rights): string =>
+    `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql ${OPTIONS[as]} as ${dollar(`\n#variable_conflict use_column${body}`)}`;
   const trigger = (kind: keyof typeof TRIGGERS, event: string): string => {
     const when = guard === undefined ? '' : ` when (${guard})`;
     return `create or replace trigger ${ident(TRIGGERS[kind])} ${event} on ${target} for each row${when} execute function coregent.${ident(`${kind}_${id}`)}()`;
@@ -100,12 +125,19 @@ export function stampingSql(
 declare
   buried pg_catalog.int8;
 begin
-  ${lookUp}
-  new.${parent} := coalesce(buried, -1);
-  new.${version} := ${stamp(region, `new.${parent}`)};
+  if ${anyDeletes} then
+    buried := ${buriedNew};
+    if buried is not null then
+      new.${parent} := buried;
+      new.${version} := ${stamp(region, 'buried')};
+      return new;
+    end if;
+  end if;
+  new.${parent} := -1;
+  new.${version} := ${stampNow(region)};
   return new;
 end`,
-      true,
+      rights,
     ),
     // A write that had to wait for the delete of its new key was stamped before it could see that delete.
     // No condition in WHEN: PostgreSQL parses it anew for every statement, which costs more than the function.
@@ -114,14 +146,14 @@ end`,
       `
 begin
   if ${anyDeletes} then
-    if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} >= new.${version}) then
+    if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} ${op('>=')} new.${version}) then
       raise exception 'the key was deleted while this write waited for it'
         using errcode = '40001', hint = 'Run the transaction again.';
     end if;
   end if;
   return null;
 end`,
-      true,
+      rights,
     ),
     define(
       'update',
@@ -138,7 +170,7 @@ begin
   new.${version} := ${stamp(region, `old.${version}`)};
   return new;
 end`,
-      false,
+      'caller',
     ),
     define(
       'rekey',
@@ -150,22 +182,22 @@ begin
   if ${unmoved} then
     return new;
   end if;
-  ${lookUp}${bury('old', 'stamped')}
+  if ${anyDeletes} then
+    buried := ${buriedNew};
+  end if;${bury('old', 'stamped')}
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
   return new;
 end`,
-      true,
+      rights,
     ),
     define(
       'delete',
       `
-declare
-  stamped pg_catalog.int8 := ${stamp(region, `old.${version}`)};
-begin${bury('old', 'stamped')}
+begin${bury('old', stamp(region, `old.${version}`))}
   return old;
 end`,
-      true,
+      rights,
     ),
     define(
       'truncate',
@@ -179,7 +211,7 @@ begin
   ${partitioned ? buryPart : ''}${buryAll.join(target)};
   return null;
 end`,
-      true,
+      'owner, pinned',
     ),
     trigger('insert', 'before insert'),
     trigger('late', `after insert or update of ${key.join(', ')}`),
