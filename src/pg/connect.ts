@@ -19,6 +19,11 @@ const PINNED = [
   ['lc_monetary', 'C'],
   ['xmloption', 'content'],
   ['row_security', 'off'],
+  // What is written to and read from the catalog, and compared between regions, as text.
+  ['standard_conforming_strings', 'on'],
+  ['quote_all_identifiers', 'off'],
+  ['array_nulls', 'on'],
+  ['transform_null_equals', 'off'],
   ['statement_timeout', '0'],
   ['lock_timeout', '0'],
   ['transaction_timeout', '0'], // Since 17.
