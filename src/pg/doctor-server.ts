@@ -4,11 +4,11 @@ import { type CoregentError, classify } from '../model/error.ts';
 import { ident, literal } from '../quote.ts';
 import { findTier, TIERS } from './applier.ts';
 import { slotName } from './catalog.ts';
-import { connect } from './connect.ts';
 import { examineLimits } from './doctor-limits.ts';
 import { type Finding, finding } from './findings.ts';
 import { type Grantee, grantSections } from './grants.ts';
 import { faultsOf, NEWEST_MAJOR, OLDEST_MAJOR } from './releases.ts';
+import { tryStream, WAL_LEVEL } from './streamable.ts';
 
 /** Slots that may keep less than this survive no longer break, in MB. */
 const TIGHT_MB = 1_024;
@@ -41,7 +41,7 @@ select
   current_setting('server_version_num')::int as version,
   current_setting('server_version') as version_text,
   pg_is_in_recovery() as standby,
-  coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')) as wal_level,
+  ${WAL_LEVEL},
   (select setting::int from pg_settings where name = 'max_slot_wal_keep_size') as keep_mb,
   (select setting::int from pg_settings where name = 'wal_sender_timeout') as sender_timeout_ms,
   coalesce((select setting::int from pg_settings where name = 'idle_replication_slot_timeout'), 0) as slot_timeout_s,
@@ -146,8 +146,7 @@ async function ofStream(client: pg.Client, region: RegionConfig): Promise<Findin
     return [finding('pooler', here, null, 'the session is not the server’s own: a pooler stands between', cure)];
   }
   try {
-    const replication = await connect(region.url, here, { purpose: 'doctor', replication: true });
-    await replication.query('IDENTIFY_SYSTEM').finally(() => replication.end().catch(() => {}));
+    await tryStream(region, 'doctor');
     return [];
   } catch (thrown) {
     const { code, message } = classify(thrown, here);

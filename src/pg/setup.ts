@@ -15,6 +15,7 @@ import { useOrigin } from './origin.ts';
 import { planRecreated } from './recreated.ts';
 import { refuseStrangers } from './self.ts';
 import { Store } from './store.ts';
+import { refuseStreamless } from './streamable.ts';
 import { chooseTables, listed } from './tables.ts';
 import { prepareTargets } from './target.ts';
 import type { Warning } from './warning.ts';
@@ -62,7 +63,7 @@ export interface Plan {
   readonly warnings: readonly Warning[];
 }
 
-/** Finds out what separates the regions from the configuration. Changes nothing. Throws `peer_identity` and `refused`. */
+/** Finds out what separates the regions from the configuration. Changes nothing. Throws `peer_identity`, `refused`, and why a region could not be streamed from. */
 export async function makePlan(config: Config, open: readonly OpenRegion[]): Promise<Plan> {
   await refuseStrangers(config, open);
   await refuseEncodings(open);
@@ -83,6 +84,7 @@ export async function makePlan(config: Config, open: readonly OpenRegion[]): Pro
     const ids = new Set(joined.map((row) => row.table_id as string));
     for (const { found, label } of chosen) if (!ids.has(tableId(found[0]!))) joins.push({ edge, table: label });
   }
+  for (const from of new Set(edges.map((edge) => edge.from))) await refuseStreamless(from);
   return { actions, edges, joins, warnings };
 }
 

@@ -101,7 +101,9 @@ test('settings of a server that are in the way are found, and gone once the cure
     'walsenders_short',
   ];
   expect(codes(findings)).toEqual(expected);
-  expect((await cluster.cli('apply')).code).not.toBe(0);
+  const refused = await cluster.cli('apply');
+  expect(refused).toMatchObject({ code: 1, out: '' });
+  expect(refused.err).toContain(`alter system set wal_level = 'logical'`);
   await cure(cluster, findings);
   for (const region of cluster.regions) {
     await cluster.server(region).stop();
@@ -401,6 +403,11 @@ test('E21: a pooler in the way is told from the server itself; a region that doe
   const { code, findings } = await doctor(cluster, through(at(pooler.port)));
   expect(code).toBe(3);
   expect(findings[0]).toMatchObject({ code: 'pooler', severity: 'blocker', region: 'tokyo' });
+  // Nothing is changed through one, and no slot is left behind.
+  const refused = await cluster.cliWith(through(at(pooler.port)), 'apply');
+  expect(refused).toMatchObject({ code: 1, out: '', err: expect.stringContaining('not a pooler') });
+  for (const region of cluster.regions)
+    expect(await cluster.value(region, `select to_regnamespace('coregent')`)).toBeNull();
   pooler.close();
   const away = await doctor(cluster, through(at(pooler.port)));
   expect(away.code).toBe(4);
