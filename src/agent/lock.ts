@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { pause } from '../pause.ts';
+import { HOLDERS } from '../pg/earlier.ts';
 
 /** First half of the advisory lock that makes one agent of a region lead; the second half is the region's id. */
 const LOCK_CLASS = 0x636f7265;
@@ -42,10 +43,6 @@ export async function takeLock({ local, region, signal, standby, takenOver }: Lo
     if (signal.aborted) return false;
   }
 }
-
-const HOLDERS = `select l.pid from pg_locks l where l.locktype = 'advisory' and l.classid = $1::int8::oid
-  and l.objid = $2::int8::oid and l.objsubid = 2 and l.granted
-  and l.database = (select oid from pg_database where datname = current_database())`;
 
 /** The leader's session and when it did something last; undefined while it does something, or none of ours leads. */
 async function idleLeader(local: pg.Client, id: number): Promise<string | undefined> {

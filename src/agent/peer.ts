@@ -9,6 +9,7 @@ import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, slotName } from '../pg/catalog.ts';
 import { connect, connectionError, drop, isClosed, type Queryable } from '../pg/connect.ts';
+import { endEarlier } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
@@ -77,6 +78,11 @@ export class Peer {
   /** What is told about the peer. */
   readonly link: Link;
   #isolate = false;
+  /**
+   * Tables that its sessions left settled, by OID: see `Crossing`. It lasts no longer than the agent leads. A crash of the local server,
+   * which may take back what settled a commit and not the commit, ends that too.
+   */
+  readonly #settled = new Set<number>();
   #rejoin: Rejoin | undefined;
   readonly #stale: StaleWalsender;
   /** The slot was held by nobody, and is free now. */
@@ -176,6 +182,7 @@ export class Peer {
       const anew = (reason: string): void => log.event('peer.rejoining', { peer: name, slot, reason });
       // What follows may rightly take long; whether the peer still answers at all is asked apart from it.
       vigil = regularly(PROBE_TIMEOUT_MS, () => answers(this.#region), ended);
+      await ended.wait(endEarlier(apply, 'apply', this.#region.id));
       const start = await ended.wait(findStart({ apply, control, slot, here, peer: this.#region, cluster, anew }));
       const marked = await useOrigin(apply, this.#slot);
       const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';
@@ -195,6 +202,7 @@ export class Peer {
         lsn: start,
         fetch,
         foreign,
+        settled: this.#settled,
       });
       store.isolateFaults(this.#isolate);
       this.link.parts.store = store;
@@ -275,8 +283,8 @@ export class Peer {
     link.reaches(parseLsn(rows[0].lsn));
     const senderTimeoutMs = Number(rows[0].timeout_s) * 1000 || 60_000;
 
-    /** Nothing is acknowledged before parked rows had their first turn. */
-    let begun = false;
+    /** Nothing is acknowledged before parked rows had their first turn, if there are any. */
+    let begun = !store.owesTries;
     const pipe = new Pipe({
       decoder,
       acks,
@@ -295,6 +303,7 @@ export class Peer {
           this.#isolate = false;
           store.isolateFaults(false);
         }
+        if (receipt.localLsn !== undefined && !store.owesTries) begun = true;
         link.applied(batch, receipt, tookMs);
       },
       wait: (work) => ended.wait(work),

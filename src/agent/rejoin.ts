@@ -6,6 +6,7 @@ import { type Table, tableId } from '../model/table.ts';
 import { writersEnded } from '../pg/barrier.ts';
 import { slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
+import { endEarlier } from '../pg/earlier.ts';
 import type { ForeignKeys } from '../pg/foreign.ts';
 import { joinTable } from '../pg/join.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
@@ -120,6 +121,7 @@ export class Rejoin {
     clients.push(apply);
     const origin = `${slot}_join`;
     try {
+      await endEarlier(apply, 'rejoin', region.id);
       // Rows of this region's own that come back must travel on from here, as every write of it does.
       if (!owed.own) await useOrigin(apply, origin);
       await yieldInDeadlocks(apply);

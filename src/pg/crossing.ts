@@ -16,18 +16,62 @@ interface Unsure {
 /**
  * Keys of a transaction that may have crossed another one of the same keys unseen: a row on its way in and its tombstone,
  * each committed without sight of the other (write skew). Whichever commits second sees both, so each looks again
- * behind its commit. A look that is never reached (a kill, a lost connection) is made up by {@link removeBuried}.
+ * behind its commit. Until it has, its tables are in doubt; so is at first every table that is not known to be settled, since
+ * a look may never have been reached (a kill, a lost connection). {@link look} makes it up.
  */
 export class Crossing {
+  readonly #targets: ReadonlyMap<number, Target>;
+  readonly #settled: Set<number>;
   #unsure: Unsure[] = [];
+  readonly #inDoubt: Set<number>;
+  /** Tables that only the last commit brought into doubt. */
+  readonly #sent = new Set<number>();
+
+  /** `settled`: tables, by OID, without a crossing that waits for its look; kept up to date, for whoever comes next. */
+  constructor(targets: ReadonlyMap<number, Target>, settled: Set<number>) {
+    this.#targets = targets;
+    this.#settled = settled;
+    this.#inDoubt = new Set([...targets.keys()].filter((oid) => !settled.has(oid)));
+  }
+
+  /** Tables, by OID, that {@link look} is due for. */
+  get inDoubt(): ReadonlySet<number> {
+    return this.#inDoubt;
+  }
 
   /** Rows were inserted, or deletes did not find their row. Without `keys` the whole table is looked at. */
   note(kind: Unsure['kind'], target: Target, keys: (() => Tuples) | undefined): void {
     this.#unsure.push({ target, kind, keys });
   }
 
+  /** A commit is about to be sent: whatever happens from here on, what it may cross is in doubt until it is settled. */
+  committing(): void {
+    for (const { staging } of this.#tables()) {
+      const { oid } = staging.table;
+      if (this.#inDoubt.has(oid)) continue;
+      this.#settled.delete(oid);
+      this.#inDoubt.add(oid);
+      this.#sent.add(oid);
+    }
+  }
+
+  /** The server said that nothing was committed. */
+  refused(): void {
+    this.#trust(this.#sent);
+    this.#sent.clear();
+  }
+
+  /** The transaction is over, or nobody knows: what was sent stays in doubt. */
   clear(): void {
     this.#unsure = [];
+    this.#sent.clear();
+  }
+
+  #trust(oids: Iterable<number>): void {
+    for (const oid of oids) {
+      this.#inDoubt.delete(oid);
+      this.#settled.add(oid);
+    }
   }
 
   #tables(): Target[] {
@@ -53,7 +97,19 @@ export class Crossing {
         if (records && records.live > 0) recorded.push(await settleKeys(target, kind, records, run));
       }
     }
+    this.#trust(this.#sent);
+    this.#sent.clear();
     return recorded;
+  }
+
+  /** Removes every row that is older than its tombstone from the tables in doubt. Where there are no tombstones that is one question. */
+  async look(run: Run): Promise<void> {
+    for (const oid of [...this.#inDoubt]) {
+      const { compiled } = this.#targets.get(oid)!;
+      const [any] = await run([{ text: compiled.anyTombstone }]);
+      if (any!.rows[0]![0] === 't') await run([{ text: compiled.removeAllBuried }]);
+      this.#trust([oid]);
+    }
   }
 }
 
@@ -71,12 +127,4 @@ async function settleKeys(target: Target, kind: Unsure['kind'], records: Tuples,
     { text: 'commit' },
   ]);
   return results[1]!;
-}
-
-/** Removes every row that is older than its tombstone. One look per table where there are no tombstones. */
-export async function removeBuried(targets: Iterable<Target>, run: Run): Promise<void> {
-  for (const { compiled } of targets) {
-    const [any] = await run([{ text: compiled.anyTombstone }]);
-    if (any!.rows[0]![0] === 't') await run([{ text: compiled.removeAllBuried }]);
-  }
 }

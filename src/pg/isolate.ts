@@ -20,6 +20,10 @@ import type { FetchRows, Target } from './target.ts';
 /** What the store does with rows. Rejections with `apply_failed` are a row's fault. */
 export interface Ways {
   must(steps: readonly Step[]): Promise<readonly StepResult[]>;
+  /** A row, in `record` form, was inserted behind its batch. */
+  inserted(target: Target, row: Buffer): void;
+  /** Commits. */
+  commit(): Promise<void>;
   /** Sends these ahead of the next steps, so that they cost no round trip of their own. */
   queue(steps: readonly Step[]): void;
   settle(target: Target, group: GroupKind, records: Tuples): Promise<void>;
@@ -229,7 +233,7 @@ export class Isolation {
    * the commit: whichever of two commits second sees both. Returns whether all had their turn, and none found its place.
    */
   async adopt(oids: Iterable<number>, afresh: boolean): Promise<boolean> {
-    const { must, mark } = this.#ways;
+    const { must, queue, commit, mark } = this.#ways;
     const labels =
       this.#foreign?.near(oids) ?? [...oids].map((oid) => tableLabel(this.#targets.get(oid)!.staging.table));
     if (afresh) this.#triedInVain = 0;
@@ -244,10 +248,8 @@ export class Isolation {
       const [count, some] = results.slice(-2).map(({ rows }) => rows);
       const adopted = await this.#adoptAny(some!);
       const ids = `{${adopted.join(',')}}`;
-      await must([
-        { text: 'delete from coregent.parked where id = any ($1::int8[])', values: [ids] },
-        { text: 'commit' },
-      ]);
+      queue([{ text: 'delete from coregent.parked where id = any ($1::int8[])', values: [ids] }]);
+      await commit();
       this.#parked -= adopted.length;
       this.#tried = some!.at(-1)?.[0] ?? '0';
       this.#triedInVain = adopted.length > 0 ? 0 : this.#triedInVain + some!.length;
@@ -273,6 +275,8 @@ export class Isolation {
       if (ring.length < 2 || (await this.#attempt(() => this.#ways.vacate(target, ring)))) continue;
       for (const { row } of ring) still.delete(row);
     }
-    return waiting.filter(({ row }) => !still.has(row)).map(({ id }) => id);
+    const adopted = waiting.filter(({ row }) => !still.has(row));
+    for (const { target, group, row } of adopted) if (group.kind === 'insert') this.#ways.inserted(target, row);
+    return adopted.map(({ id }) => id);
   }
 }

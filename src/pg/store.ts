@@ -1,13 +1,14 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
-import { formatLsn, type LSN, parseLsn } from '../model/lsn.ts';
+import { type LSN, parseLsn } from '../model/lsn.ts';
 import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from '../pipe/batch.ts';
 import { copyStream, type Tuples } from '../wire/tuples.ts';
-import { Crossing, removeBuried } from './crossing.ts';
+import { Crossing } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import type { Place } from './held.ts';
 import { ANY_PARKED, Isolation } from './isolate.ts';
 import { passSteps } from './paused.ts';
+import { moveProgress, type ProgressKey } from './progress.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import { Shortcuts } from './shortcuts.ts';
 import {
@@ -47,12 +48,6 @@ export interface Receipt extends Settled {
   readonly rows: number;
 }
 
-/** Where a batch's progress is kept. */
-export interface ProgressKey {
-  readonly slot: string;
-  readonly peerId: number;
-}
-
 /** Inserts of at least this many rows go by COPY straight into the table, tombstones without a look whether there is one. */
 const COPY_ROWS = 40;
 /** Batches of at most so many rows are applied and committed in one round trip. */
@@ -87,16 +82,14 @@ export class Store {
   /** Steps to send ahead of the next ones, so that they cost no round trip of their own. */
   #queued: Step[] = [];
   #conflicts: RecordedConflict[] = [];
-  readonly #crossing = new Crossing();
-  /** Tables, by OID, that changed since parked rows were tried again. */
-  readonly #untried = new Set<number>();
+  readonly #crossing: Crossing;
+  /** Tables, by OID, that changed since parked rows were tried again. At first all. */
+  readonly #untried: Set<number>;
   /** A table changed since the last try. */
   #afresh = true;
   /** Tables, by OID, that the transaction has rows of. */
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
-  /** A look behind a commit failed: the next try begins with a look at every table. Also so at the start. */
-  #owesLook = true;
   readonly #shortcuts = new Shortcuts((steps) => this.#run(steps));
 
   constructor(options: {
@@ -108,6 +101,8 @@ export class Store {
     fetch: FetchRows;
     /** Where foreign keys fire. */
     foreign?: ForeignKeys | undefined;
+    /** What the store of the session before knew to be settled: see {@link Crossing}. Without: nothing is. */
+    settled?: Set<number>;
   }) {
     this.#client = options.client;
     this.#targets = new Map(options.targets.map((target) => [target.staging.table.oid, target]));
@@ -115,9 +110,16 @@ export class Store {
     this.#lsn = options.lsn;
     this.#fetch = options.fetch;
     this.#foreign = options.foreign;
+    this.#crossing = new Crossing(this.#targets, options.settled ?? new Set());
+    this.#untried = new Set(this.#targets.keys());
     this.#isolation = new Isolation({
       ways: {
         must: (steps) => this.#must(steps),
+        inserted: (target, row) => this.#note('inserted', target, () => keysOf(target.staging, tuplesOf([row]))),
+        commit: async () => {
+          const { error } = await this.#runCommit([{ text: 'commit' }]);
+          if (error) throw applyError(error);
+        },
         queue: (steps) => this.#queued.push(...steps),
         settle: (target, group, records) => this.#settle(target, group, records),
         vacate: (target, places) => this.#vacate(target, places),
@@ -221,7 +223,7 @@ export class Store {
       if (group.tuples.live > 0) steps.push(wholeStep(this.#target(table), group, asRecords(table.staging, group)));
     }
     const commit = this.#commitSteps(batch);
-    const { results, error } = await runScript(this.#client, [...steps, ...commit]);
+    const { results, error } = await this.#runCommit([...steps, ...commit]);
     if (error) {
       await this.#must([{ text: 'rollback' }]);
       this.#shortcuts.failed(AT_ONCE);
@@ -255,25 +257,25 @@ export class Store {
     return parseLsn(position!);
   }
 
-  /** Whether {@link tryParked} is due: at first, behind a fault, and while rows are parked that had no turn since their tables changed. */
+  /** Whether {@link tryParked} is due: while a table is in doubt, or rows are parked that had no turn since their tables changed. */
   get owesTries(): boolean {
-    return (this.#owesLook || this.#untried.size > 0) && !this.#open;
+    return (this.#crossing.inDoubt.size > 0 || this.#untried.size > 0) && !this.#open;
   }
 
-  /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. */
+  /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. Throws a lost connection. */
   async tryParked(): Promise<Settled> {
     this.#conflicts = [];
     if (this.owesTries) {
       await this.#orLater(async () => {
-        if (this.#owesLook) {
-          await removeBuried(this.#targets.values(), (steps) => this.#must(steps));
-          for (const oid of this.#targets.keys()) this.#untried.add(oid);
+        if (this.#crossing.inDoubt.size > 0) {
+          for (const oid of this.#crossing.inDoubt) this.#untried.add(oid);
           this.#afresh = true;
-          this.#owesLook = false;
+          await this.#crossing.look((steps) => this.#must(steps));
         }
         if (this.#untried.size === 0) return;
         const afresh = this.#afresh;
         this.#afresh = false;
+        this.#whole = true;
         if (await this.#isolation.adopt(this.#untried, afresh)) this.#untried.clear();
         const questions = this.#crossing.questions();
         if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
@@ -282,15 +284,18 @@ export class Store {
     return { conflicts: this.#conflicts, parked: this.#isolation.takeParked() };
   }
 
-  /** What was committed stands whatever fails behind it: then {@link tryParked} begins with a look at everything. */
+  /**
+   * What was committed stands whatever fails behind it: then {@link tryParked} begins with a look at what is in doubt.
+   * Throws only a lost connection.
+   */
   async #orLater(work: () => Promise<void>): Promise<void> {
     try {
       await work();
     } catch {
       this.#queued = [];
       this.#crossing.clear();
-      await this.#client.query('rollback').catch(() => {});
-      this.#owesLook = true;
+      await this.#client.query('rollback');
+      this.#afresh = true;
     }
   }
 
@@ -301,29 +306,14 @@ export class Store {
   #commitSteps(batch: Batch): Step[] {
     const steps: Step[] = [{ text: 'commit' }, { text: `select pg_current_wal_insert_lsn()::text, ${ANY_PARKED}` }];
     steps.push(...this.#crossing.questions());
-    const progress = this.#progress;
-    if (progress && batch.endLsn !== undefined) {
-      steps.unshift({
-        // Divides by zero, and so ends the transaction, when progress is not where this agent left it.
-        text: `with moved as (
-            update coregent.progress set lsn = $3::pg_lsn, transactions = transactions + $4::int8,
-              committed_at = to_timestamp($5::float8), applied_at = clock_timestamp()
-            where slot = $1 and lsn = $2::pg_lsn returning 1)
-          select 1 / count(*) from moved`,
-        values: [
-          progress.slot,
-          formatLsn(this.#lsn),
-          formatLsn(batch.endLsn),
-          String(batch.transactions),
-          String(batch.committedAtMs / 1000),
-        ],
-      });
+    if (this.#progress && batch.endLsn !== undefined) {
+      steps.unshift(moveProgress(this.#progress.slot, { from: this.#lsn, to: batch.endLsn }, batch));
     }
     return steps;
   }
 
   async #commit(batch: Batch): Promise<LSN> {
-    const { results, error } = await this.#run(this.#commitSteps(batch));
+    const { results, error } = await this.#runCommit(this.#commitSteps(batch));
     if (error) {
       if ((error as { code?: string }).code !== '22012') throw applyError(error);
       throw new CoregentError('progress_fenced', 'progress is not where this agent left it', {
@@ -338,6 +328,14 @@ export class Store {
     this.#queued = [];
     const { results, error } = await runScript(this.#client, [...queued, ...steps]);
     return { results: results.slice(queued.length), error };
+  }
+
+  /** Runs steps with a commit among them. */
+  async #runCommit(steps: readonly Step[]): Promise<ScriptResult> {
+    this.#crossing.committing();
+    const script = await this.#run(steps);
+    if (script.error && !script.results.some(({ command }) => command === 'COMMIT')) this.#crossing.refused();
+    return script;
   }
 
   async #must(steps: readonly Step[]): Promise<readonly StepResult[]> {

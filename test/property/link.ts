@@ -64,7 +64,8 @@ export async function openRegions(schema: string, count = 2): Promise<TestRegion
   };
 }
 
-const slotOf = (from: TestRegion, to: TestRegion): string => `${from.database.name}_${to.id}`;
+/** The slot by which one region follows another. */
+export const slotOf = (from: TestRegion, to: TestRegion): string => `${from.database.name}_${to.id}`;
 
 async function openRegion(schema: string, id: number): Promise<TestRegion> {
   const database = await makeDatabase((id - 1) % 3);
@@ -106,7 +107,8 @@ async function openRegion(schema: string, id: number): Promise<TestRegion> {
   return region;
 }
 
-async function pull(from: TestRegion, to: TestRegion, store: Store, rows: number): Promise<Pulled> {
+/** Applies what `from` wrote since the last time by a store of `to`. */
+export async function pull(from: TestRegion, to: TestRegion, store: Store, rows = 10_000): Promise<Pulled> {
   // Only what is flushed is decoded, and what applies commits asynchronously: a commit that waits flushes all before it.
   await from.database.query(`select pg_logical_emit_message(true, 'flush', '')`);
   const { rows: messages } = await from.database.query(

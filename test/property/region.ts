@@ -1,14 +1,14 @@
 import type pg from 'pg';
 import { parseConfig } from '../../src/config.ts';
 import { CoregentError } from '../../src/model/error.ts';
-import { LSN_ZERO } from '../../src/model/lsn.ts';
+import { type LSN, LSN_ZERO } from '../../src/model/lsn.ts';
 import { Secret } from '../../src/model/secret.ts';
 import { tableLabel } from '../../src/model/table.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { findDetails } from '../../src/pg/details.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
-import { type Receipt, Store } from '../../src/pg/store.ts';
+import { type Receipt, type Settled, Store } from '../../src/pg/store.ts';
 import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 
@@ -44,7 +44,13 @@ export interface Applier extends AsyncDisposable {
   readonly client: pg.Client;
   readonly targets: ReadonlyMap<string, Target>;
   /** A store for the stream of one peer; without a slot it keeps no progress, as a joining copy. */
-  store(options?: { readonly slot?: string; readonly peerId?: number; readonly fetch?: FetchRows }): Store;
+  store(options?: {
+    readonly slot?: string;
+    readonly peerId?: number;
+    readonly fetch?: FetchRows;
+    readonly lsn?: LSN;
+    readonly settled?: Set<number>;
+  }): Store;
 }
 
 export async function openApplier(url: string): Promise<Applier> {
@@ -54,11 +60,12 @@ export async function openApplier(url: string): Promise<Applier> {
   return {
     client,
     targets,
-    store: ({ slot, peerId = 2, fetch } = {}) =>
+    store: ({ slot, peerId = 2, fetch, lsn = LSN_ZERO, settled } = {}) =>
       new Store({
         client,
         targets: prepared,
-        lsn: LSN_ZERO,
+        lsn,
+        ...(settled && { settled }),
         ...(slot === undefined ? {} : { progress: { slot, peerId } }),
         fetch: fetch ?? (() => Promise.reject(new CoregentError('internal_assert', 'nothing to fetch'))),
       }),
@@ -74,12 +81,18 @@ export async function applyPatiently(store: Store, batch: Batch): Promise<Receip
   const receipt = await applyOrIsolate(store, batch);
   const conflicts = [...receipt.conflicts];
   let { parked } = receipt;
-  while (store.owesTries) {
-    const tried = await store.tryParked();
+  for (const tried of await tryAll(store)) {
     conflicts.push(...tried.conflicts);
     parked += tried.parked;
   }
   return { ...receipt, conflicts, parked };
+}
+
+/** Does what is owed behind commits. */
+export async function tryAll(store: Store): Promise<readonly Settled[]> {
+  const all: Settled[] = [];
+  while (store.owesTries) all.push(await store.tryParked());
+  return all;
 }
 
 async function applyOrIsolate(store: Store, batch: Batch): Promise<Receipt> {
