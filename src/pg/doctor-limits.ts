@@ -1,8 +1,9 @@
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
-import { ident, literal } from '../quote.ts';
+import { ident } from '../quote.ts';
 import { slotName } from './catalog.ts';
 import { type Finding, type FindingCode, finding } from './findings.ts';
+import { settingsOf } from './service.ts';
 
 /** What a server and a role may have at once, and what is left of it. Walsenders are no connections, but count for roles and databases. */
 interface Limits {
@@ -78,10 +79,9 @@ export async function examineLimits(client: pg.Client, config: Config, region: R
       ),
     );
   };
-  const raise = (name: string, most: number, by: number): string[] => [
-    `alter system set ${name} = ${literal(String(Math.max(ENOUGH, most + by)))}`,
-    'Restart the server.',
-  ];
+  const change = await settingsOf(client);
+  const raise = (name: string, most: number, by: number): string[] =>
+    change(name, String(Math.max(ENOUGH, most + by)), 'restart');
 
   const slots = others.filter(
     (puller) => !limits.slots.includes(slotName(config.cluster, region.id, puller.id)),

@@ -8,6 +8,7 @@ import { examineLimits } from './doctor-limits.ts';
 import { type Finding, finding } from './findings.ts';
 import { type Grantee, grantSections } from './grants.ts';
 import { faultsOf, NEWEST_MAJOR, OLDEST_MAJOR } from './releases.ts';
+import { type ChangeSetting, settingsOf } from './service.ts';
 import { tryStream, WAL_LEVEL } from './streamable.ts';
 
 /** Slots that may keep less than this survive no longer break, in MB. */
@@ -76,13 +77,14 @@ export async function examineServer(
   const { rows } = await client.query(FACTS);
   const facts = rows[0] as Facts;
   const here = region.name;
+  const change = await settingsOf(client);
   if (facts.standby) return [finding('standby', here, null, 'is a standby', 'Let the url name the primary.')];
   return [
     ...versionFindings(facts.version, facts.version_text, here),
     ...(await ofStream(client, region)),
-    ...ofSettings(facts, config, region),
+    ...ofSettings(facts, config, region, change),
     ...(await examineLimits(client, config, region)),
-    ...ofSlots(facts, config, region),
+    ...ofSlots(facts, config, region, change),
     ...(await ofRole(client, facts, here)),
     ...(await ofUnstamped(client, facts, here)),
     ...(await ofTransactions(client, here, patienceMs)),
@@ -165,14 +167,13 @@ async function ofStream(client: pg.Client, region: RegionConfig): Promise<Findin
   }
 }
 
-function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding[] {
+function ofSettings(facts: Facts, config: Config, region: RegionConfig, change: ChangeSetting): Finding[] {
   const here = region.name;
   const found: Finding[] = [];
-  const set = (name: string, value: string): string => `alter system set ${name} = ${literal(value)}`;
-  const RELOAD = 'select pg_reload_conf()';
-  const RESTART = 'Restart the server.';
   if (facts.wal_level !== 'logical') {
-    found.push(finding('wal_level', here, 'wal_level', `is ${facts.wal_level}`, set('wal_level', 'logical'), RESTART));
+    found.push(
+      finding('wal_level', here, 'wal_level', `is ${facts.wal_level}`, ...change('wal_level', 'logical', 'restart')),
+    );
   }
   if (facts.keep_mb < 0 && config.slots.maxWalBytes === undefined) {
     found.push(
@@ -182,8 +183,7 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding
         'slots.max_wal',
         'is not set, and neither is max_slot_wal_keep_size',
         `Set \`slots: { max_wal: 50GB }\` in ${config.path}, below the free space of the disk, and start the agents again; or:`,
-        set('max_slot_wal_keep_size', '50GB'),
-        RELOAD,
+        ...change('max_slot_wal_keep_size', '50GB', 'reload'),
       ),
     );
   } else if (facts.keep_mb >= 0 && facts.keep_mb < TIGHT_MB) {
@@ -193,15 +193,16 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding
         here,
         'max_slot_wal_keep_size',
         `is ${facts.keep_mb} MB`,
-        set('max_slot_wal_keep_size', '50GB'),
-        RELOAD,
+        ...change('max_slot_wal_keep_size', '50GB', 'reload'),
       ),
     );
   }
   if (facts.sender_timeout_ms < SHORTEST_SENDER_TIMEOUT_MS) {
     const is =
       facts.sender_timeout_ms === 0 ? 'is 0: a dead agent’s slot stays busy' : `is ${facts.sender_timeout_ms} ms`;
-    found.push(finding('sender_timeout', here, 'wal_sender_timeout', is, set('wal_sender_timeout', '60s'), RELOAD));
+    found.push(
+      finding('sender_timeout', here, 'wal_sender_timeout', is, ...change('wal_sender_timeout', '60s', 'reload')),
+    );
   }
   if (facts.slot_timeout_s > 0) {
     found.push(
@@ -210,15 +211,14 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig): Finding
         here,
         'idle_replication_slot_timeout',
         'is on',
-        set('idle_replication_slot_timeout', '0'),
-        RELOAD,
+        ...change('idle_replication_slot_timeout', '0', 'reload'),
       ),
     );
   }
   return found;
 }
 
-function ofSlots(facts: Facts, config: Config, region: RegionConfig): Finding[] {
+function ofSlots(facts: Facts, config: Config, region: RegionConfig, change: ChangeSetting): Finding[] {
   const names = config.regions.map((puller) => slotName(config.cluster, region.id, puller.id));
   return facts.slots.flatMap(({ name, lost, safe }) => {
     if (!names.includes(name)) return [];
@@ -240,8 +240,7 @@ function ofSlots(facts: Facts, config: Config, region: RegionConfig): Finding[] 
         name,
         `${Math.max(0, Math.round(safe / 2 ** 20))} MB are left of ${facts.keep_mb} MB`,
         'Start the agent that reads it, or give slots more:',
-        `alter system set max_slot_wal_keep_size = '${facts.keep_mb * 4}MB'`,
-        'select pg_reload_conf()',
+        ...change('max_slot_wal_keep_size', `${facts.keep_mb * 4}MB`, 'reload'),
       ),
     ];
   });
@@ -324,7 +323,7 @@ async function ofUnstamped(client: pg.Client, { role, owns_tables: owns }: Facts
   });
   if (server.length > 0) {
     const message = 'is replica for the whole server: nothing that is written travels';
-    const cure = [`alter system set ${SETTING} = origin`, 'select pg_reload_conf()'];
+    const cure = (await settingsOf(client))(SETTING, 'origin', 'reload');
     found.push(finding('unstamped', here, SETTING, message, ...cure));
   }
   return found.filter((each) => each !== undefined);

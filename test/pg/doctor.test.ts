@@ -147,6 +147,13 @@ test('E25, G4: limits of roles, and roles whose writes would not travel, are fou
   ]);
   await cure(cluster, findings, 'connections_short', 'unstamped');
   expect(codes((await doctor(cluster)).findings)).toEqual(['tier', 'wal_unbounded']);
+  // Where nobody may change a setting by SQL, words say where it is changed.
+  await here(`alter database %I set rds.logical_replication = off`);
+  const unbounded = (await doctor(cluster)).findings.filter((each) => each.code === 'wal_unbounded');
+  expect(unbounded.map((each) => each.cure.slice(1))).toEqual([
+    [`alter system set max_slot_wal_keep_size = '50GB'`, 'select pg_reload_conf()'],
+    ['Set max_slot_wal_keep_size = 50GB in the parameter group (of the cluster, for Aurora).'],
+  ]);
   await cluster.query('tokyo', `alter table items owner to ${role}`);
   expect(codes((await doctor(cluster)).findings)).toEqual(['role_shared', 'tier', 'wal_unbounded']);
 });

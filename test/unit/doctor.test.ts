@@ -1,10 +1,12 @@
 import { readFileSync } from 'node:fs';
+import type pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { clockFindings } from '../../src/pg/doctor.ts';
 import { versionFindings } from '../../src/pg/doctor-server.ts';
 import { guardedTrigger } from '../../src/pg/doctor-tables.ts';
 import { findings } from '../../src/pg/findings.ts';
 import { grantsText } from '../../src/pg/grants.ts';
+import { settingsOf } from '../../src/pg/service.ts';
 
 const read = (file: string): string => readFileSync(new URL(`../../docs/${file}`, import.meta.url), 'utf8');
 
@@ -49,6 +51,21 @@ describe('grants', () => {
     // An application may log in as it.
     expect(owning).not.toContain('set session_replication_role');
     expect(owning).toMatch(/^-- tier B takes a role of its own before PostgreSQL 15: "r" owns tables/m);
+  });
+});
+
+describe('settings', () => {
+  it.each([
+    [undefined, [`alter system set wal_level = 'logical'`, 'Restart the server.']],
+    [
+      'rds.logical_replication',
+      ['Set rds.logical_replication = 1 in the parameter group (of the cluster, for Aurora), and restart.'],
+    ],
+    ['cloudsql.logical_decoding', ['Set cloudsql.logical_decoding = on in the flags of the instance, and restart.']],
+    ['alloydb.logical_decoding', ['Set alloydb.logical_decoding = on in the flags of the instance, and restart.']],
+  ])('are changed as a server that knows %s wants it', async (sign, cure) => {
+    const query = () => Promise.resolve({ rows: sign ? [{ name: sign }] : [] } as unknown as pg.QueryResult);
+    expect((await settingsOf({ query }))('wal_level', 'logical', 'restart')).toEqual(cure);
   });
 });
 

@@ -1,0 +1,40 @@
+import type { Queryable } from './connect.ts';
+
+/** A managed service, known by a setting that only it has; there nobody may `alter system`. */
+interface Service {
+  readonly sign: string;
+  /** Where its settings are changed, for people. */
+  readonly place: string;
+  /** What makes `wal_level` logical. */
+  readonly logical: string;
+}
+
+const SERVICES: readonly Service[] = [
+  {
+    sign: 'rds.logical_replication',
+    place: 'the parameter group (of the cluster, for Aurora)',
+    logical: 'rds.logical_replication = 1',
+  },
+  { sign: 'cloudsql.logical_decoding', place: 'the flags of the instance', logical: 'cloudsql.logical_decoding = on' },
+  { sign: 'alloydb.logical_decoding', place: 'the flags of the instance', logical: 'alloydb.logical_decoding = on' },
+];
+
+/** Prints what changes a setting of a server. */
+export type ChangeSetting = (name: string, value: string, takes: 'reload' | 'restart') => string[];
+
+/** How settings are changed where this connection leads: by SQL, or in words where a service keeps that to itself. */
+export async function settingsOf(client: Queryable): Promise<ChangeSetting> {
+  const { rows } = await client.query(
+    'select name from unnest($1::text[]) as name where current_setting(name, true) is not null',
+    [SERVICES.map(({ sign }) => sign)],
+  );
+  const service = SERVICES.find(({ sign }) => sign === rows[0]?.name);
+  return (name, value, takes) => {
+    if (!service) {
+      const last = takes === 'reload' ? 'select pg_reload_conf()' : 'Restart the server.';
+      return [`alter system set ${name} = '${value}'`, last];
+    }
+    const what = name === 'wal_level' ? service.logical : `${name} = ${value}`;
+    return [`Set ${what} in ${service.place}${takes === 'reload' ? '.' : ', and restart.'}`];
+  };
+}
