@@ -9,6 +9,7 @@ import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { knowSelf } from '../pg/self.ts';
+import { inTurn } from '../pg/turn.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
 import { takeLock } from './lock.ts';
@@ -52,16 +53,6 @@ export async function startAgent(config: Config, regionName: string, options: Ag
   if (options.port !== false) await agent.listen(options.host ?? '127.0.0.1', options.port ?? 7420);
   agent.run();
   return agent;
-}
-
-/** Runs one piece of work after the other, in the order asked: a connection has one query at a time. */
-function inTurn(): <T>(work: () => Promise<T>) => Promise<T> {
-  let last: Promise<unknown> = Promise.resolve();
-  return (work) => {
-    const mine = last.then(work, work);
-    last = mine;
-    return mine;
-  };
 }
 
 class RunningAgent implements Agent {

@@ -1,6 +1,6 @@
-import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { LAST_MICROS, microsOf, type Version } from '../model/version.ts';
+import type { Queryable } from '../pg/connect.ts';
 
 /** Versions that are further ahead than this, in ms, need not be waited for: see {@link FarAhead}. */
 const FAR_MS = 600_000;
@@ -19,7 +19,7 @@ export class DatabaseClock {
   acceptedMicros = 0n;
 
   /** Reads the database's clock once. Keeps the better of two close readings: the one with the shorter round trip. */
-  async read(client: pg.Client): Promise<void> {
+  async read(client: Queryable): Promise<void> {
     const before = performance.now();
     const micros = await readMicros(client);
     const after = performance.now();
@@ -120,7 +120,7 @@ export class FarAhead {
 }
 
 /** A database's time now, in microseconds since 1970: already past when the answer is here. */
-export async function readMicros(client: pg.Client): Promise<number> {
+export async function readMicros(client: Queryable): Promise<number> {
   const { rows } = await client.query(`select (date_part('epoch', clock_timestamp()) * 1000000)::int8::text as micros`);
   return Number(rows[0].micros);
 }

@@ -18,6 +18,7 @@ import { router } from '../pg/route.ts';
 import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
 import { prepareTargets, type Target } from '../pg/target.ts';
+import { inTurn } from '../pg/turn.ts';
 import { startWalsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch } from '../pipe/batch.ts';
@@ -194,13 +195,15 @@ export class Peer {
       this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
-      const fetch = makeFetch(() => control, name);
+      // From here on several ask the peer at once.
+      const ask = inTurn();
+      const rowsOf = makeFetch(() => control, name);
       const store = new Store({
         client: apply,
         targets,
         progress: { slot: this.#slot, peerId: this.#region.id },
         lsn: start,
-        fetch,
+        fetch: (target, keys) => ask(() => rowsOf(target, keys)),
         foreign,
         settled: this.#settled,
       });
@@ -209,7 +212,7 @@ export class Peer {
       await this.#stream({
         signal,
         replication,
-        control,
+        control: { query: (text, values) => ask(() => control.query(text, values)) },
         store,
         tables,
         targets,
@@ -244,7 +247,8 @@ export class Peer {
   async #stream(session: {
     signal: AbortSignal;
     replication: pg.Client;
-    control: pg.Client;
+    /** The peer, each query in its turn. */
+    control: Queryable;
     store: Store;
     tables: Tables;
     targets: readonly Target[];
@@ -392,7 +396,7 @@ export class Peer {
   }
 
   /** The stream could not start. If nobody reads the slot at the other end of a connection that stands, it is free next time. */
-  async #freeSlot(control: pg.Client, thrown: unknown): Promise<never> {
+  async #freeSlot(control: Queryable, thrown: unknown): Promise<never> {
     const error = classify(thrown, this.#region.name);
     if (error.code === 'slot_busy') {
       this.#freed = await this.#stale.end(control);
@@ -466,7 +470,7 @@ export class Peer {
   }
 
   /** Whether the tables are as they were, what is owed, and whether it can be joined. */
-  async #watch(watch: Watch, rejoin: Rejoin, control: pg.Client): Promise<void> {
+  async #watch(watch: Watch, rejoin: Rejoin, control: Queryable): Promise<void> {
     const { local } = this.#context;
     const owed = await readOwed(local, this.#slot);
     await watch.look(local, control);
@@ -478,7 +482,7 @@ export class Peer {
     rejoin.begin(owed.values());
   }
 
-  async #probe(control: pg.Client): Promise<void> {
+  async #probe(control: Queryable): Promise<void> {
     await this.link.clock.read(control);
     const { rows } = await control.query('select pg_current_wal_lsn()::text as lsn');
     this.link.reaches(parseLsn(rows[0].lsn));

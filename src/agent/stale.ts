@@ -1,4 +1,4 @@
-import type pg from 'pg';
+import type { Queryable } from '../pg/connect.ts';
 
 /** A walsender whose client was silent for so long, in ms, has no client any more: agents report every 10 s at least. */
 const SILENT_MS = 15_000;
@@ -24,7 +24,7 @@ export class StaleWalsender {
   }
 
   /** Remembers the walsender that serves us. Call it while the stream runs. */
-  async remember(control: pg.Client): Promise<void> {
+  async remember(control: Queryable): Promise<void> {
     this.#orphaned = false;
     this.#own = (await this.#holder(control))?.session;
   }
@@ -33,7 +33,7 @@ export class StaleWalsender {
    * Ends the walsender that holds the slot if it is of our own last stream, or if its client stays silent over several calls,
    * and waits for its end. Returns whether it did.
    */
-  async end(control: pg.Client): Promise<boolean> {
+  async end(control: Queryable): Promise<boolean> {
     const holder = await this.#holder(control);
     if (!holder) return false;
     const { pid, session, heard } = holder;
@@ -46,7 +46,7 @@ export class StaleWalsender {
     return true;
   }
 
-  async #holder(control: pg.Client): Promise<{ pid: number; session: string; heard: string } | undefined> {
+  async #holder(control: Queryable): Promise<{ pid: number; session: string; heard: string } | undefined> {
     const { rows } = await control.query(
       `select r.pid, concat_ws(' ', r.pid, r.backend_start) as session, concat(r.reply_time) as heard
         from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid where s.slot_name = $1`,
