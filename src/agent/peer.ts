@@ -8,7 +8,7 @@ import { microsOf } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, slotName } from '../pg/catalog.ts';
-import { connect, connectionError, drop, isClosed, type Queryable } from '../pg/connect.ts';
+import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
 import { endEarlier } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
@@ -145,8 +145,7 @@ export class Peer {
   async #session(signal: AbortSignal): Promise<void> {
     const { here } = this.#context;
     const name = this.#region.name;
-    /** Its connections, and the region that each leads to. */
-    const clients = new Map<pg.Client, string>();
+    const clients: pg.Client[] = [];
     const timers: NodeJS.Timeout[] = [];
     const stopping = new AbortController();
     const ended = new Ending();
@@ -155,7 +154,7 @@ export class Peer {
     let over = false;
     let vigil: NodeJS.Timeout | undefined;
     const hold = (client: pg.Client, where: string): pg.Client => {
-      clients.set(client, where);
+      clients.push(client);
       // Another one failed before: nobody is left to close this one.
       if (over) drop(client);
       client.on('error', (error) => ended.end(connectionError(error, where)));
@@ -223,11 +222,6 @@ export class Peer {
         stopping: stopping.signal,
         started: () => clearInterval(vigil),
       });
-    } catch (thrown) {
-      const error = classify(thrown, name);
-      // A query that was under way is told of the end first, by an error that says nothing else.
-      const [, where] = [...clients].find(([client]) => isClosed(client)) ?? [];
-      throw where === undefined || error.code !== 'unknown' ? error : connectionError(error.cause ?? error, where);
     } finally {
       over = true;
       clearInterval(vigil);
@@ -235,7 +229,7 @@ export class Peer {
       for (const timer of timers) clearInterval(timer);
       stopping.abort();
       this.link.close();
-      for (const client of clients.keys()) {
+      for (const client of clients) {
         client.removeAllListeners('end');
         drop(client);
       }

@@ -94,17 +94,7 @@ export async function connect(url: Secret, where: string, options: ConnectOption
 
 /** Ends a connection at once and without a word, whatever it waits for. */
 export function drop(client: pg.Client): void {
-  socketOf(client).destroy();
-}
-
-/** Whether the other end of a connection is gone, or this one. */
-export function isClosed(client: pg.Client): boolean {
-  const { destroyed, readableEnded } = socketOf(client);
-  return destroyed || readableEnded;
-}
-
-function socketOf(client: pg.Client): Socket {
-  return (client as unknown as { connection: { stream: Socket } }).connection.stream;
+  (client as unknown as { connection: { stream: Socket } }).connection.stream.destroy();
 }
 
 /** What broke a connection. The driver's own faults (no answer in time, closed in mid-word) carry no code. */
