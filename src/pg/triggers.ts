@@ -79,19 +79,26 @@ export function stampingSql(
   const parent = ident(PARENT);
   // Of keys that are equal and yet not the same bytes, the last one's bytes stay.
   const rekeyed = table.exactKey ? '' : key.map((name) => `${name} = excluded.${name}, `).join('');
-  const buriedNew = `(select x.${version} from ${tombs} x where ${sameKey(table, 'x', 'new')})`;
+  // Not as an expression with a subquery, whose plan would have a second node around this one.
+  const lookUp = `select x.${version} into buried from ${tombs} x where ${sameKey(table, 'x', 'new')};`;
   // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
   const deletes = `${literal(qualified('coregent', deletesName(table)))}::pg_catalog.regclass`;
   const anyDeletes = `pg_catalog.pg_sequence_last_value(${deletes}) is not null`;
   const noteDeletes = `if not (${anyDeletes}) then
     perform pg_catalog.nextval(${deletes});
   end if;`;
-  const bury = (row: string, stamped: string): string => `
+  // Nearly every key is deleted for the first time: to be ready for another costs more than the insert itself.
+  const bury = (row: string, stamped: string): string => {
+    const insert = `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
+  values (${keyOf(row)}, ${stamped}, ${row}.${version}) on conflict (${key.join(', ')})`;
+    return `
   ${noteDeletes}
-  insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
-  values (${keyOf(row)}, ${stamped}, ${row}.${version})
-  on conflict (${key.join(', ')}) do update
-  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};`;
+  ${insert} do nothing;
+  if not found then
+    ${insert} do update
+    set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
+  end if;`;
+  };
   // Every row of a table, whose name belongs between the two halves.
   const buryAll = [
     `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
@@ -126,7 +133,7 @@ declare
   buried pg_catalog.int8;
 begin
   if ${anyDeletes} then
-    buried := ${buriedNew};
+    ${lookUp}
     if buried is not null then
       new.${parent} := buried;
       new.${version} := ${stamp(region, 'buried')};
@@ -144,9 +151,12 @@ end`,
     define(
       'late',
       `
+declare
+  buried pg_catalog.int8;
 begin
   if ${anyDeletes} then
-    if exists (select from ${tombs} x where ${sameKey(table, 'x', 'new')} and x.${version} ${op('>=')} new.${version}) then
+    ${lookUp}
+    if buried ${op('>=')} new.${version} then
       raise exception 'the key was deleted while this write waited for it'
         using errcode = '40001', hint = 'Run the transaction again.';
     end if;
@@ -183,7 +193,7 @@ begin
     return new;
   end if;
   if ${anyDeletes} then
-    buried := ${buriedNew};
+    ${lookUp}
   end if;${bury('old', 'stamped')}
   new.${parent} := coalesce(buried, -1);
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};

@@ -27,7 +27,7 @@ tables:
   );
   const client = await connect(new Secret(url), 'here', { purpose: 'install' });
   try {
-    const found = await findTables(client);
+    const found = (await findTables(client)).filter(({ kind }) => kind !== 'partition');
     const details = await findDetails(
       client,
       found.map(({ oid }) => oid),
