@@ -7,6 +7,8 @@ import { type Cluster, makeCluster } from '../world/cluster.ts';
 import { startPooler } from '../world/pooler.ts';
 import { until } from '../world/until.ts';
 
+/** Servers of their own, stopped and started again, on a machine that runs other tests. */
+const STARTS_SERVERS_MS = 120_000;
 const ITEMS = 'create table items (id int primary key, v text)';
 
 async function doctor(
@@ -62,7 +64,9 @@ test('a superuser on sound databases is told only that it is one, and that nothi
   expect(codes((await doctor(cluster)).findings)).toEqual(['superuser', 'wal_unbounded']);
 });
 
-test('settings of a server that are in the way are found, and gone once the cures were run', async () => {
+test('settings of a server that are in the way are found, and gone once the cures were run', {
+  timeout: STARTS_SERVERS_MS,
+}, async () => {
   await using cluster = await makeCluster({
     tables: ITEMS,
     regions: 2,
@@ -158,7 +162,7 @@ test('E25, G4: limits of roles, and roles whose writes would not travel, are fou
   expect(codes((await doctor(cluster)).findings)).toEqual(['role_shared', 'tier', 'wal_unbounded']);
 });
 
-test('C8, D7, D8, E8: encodings, clocks, transactions and slots', async () => {
+test('C8, D7, D8, E8: encodings, clocks, transactions and slots', { timeout: STARTS_SERVERS_MS }, async () => {
   await using cluster = await makeCluster({
     tables: ITEMS,
     regions: 2,
@@ -212,7 +216,7 @@ test('C8, D7, D8, E8: encodings, clocks, transactions and slots', async () => {
   expect(refused.err).toMatch(/its database is LATIN1, that of tokyo is UTF8\n {2}at frankfurt\n.*with encoding UTF8/);
 });
 
-test('C16, G7: collations, standbys and subscriptions', async () => {
+test('C16, G7: collations, standbys and subscriptions', { timeout: STARTS_SERVERS_MS }, async () => {
   await using cluster = await makeCluster({ tables: ITEMS, regions: 2, servers: 'own' });
   await cluster.query('tokyo', `create database other locale_provider icu icu_locale 'en' template template0`);
   await cluster.query('frankfurt', 'create publication other for table items');
