@@ -20,10 +20,10 @@ const everyMajor = (name: string, list: string, more: readonly string[] = []) =>
     env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: process.env.COREGENT_RUNS ?? '10' },
     globalSetup: [majors, servers],
     isolate: false,
-    maxWorkers: 4,
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
-    sequence: { groupOrder: 3 },
+    maxWorkers: 5,
+    testTimeout: 240_000,
+    hookTimeout: 120_000,
+    sequence: { groupOrder: 2 },
   },
 });
 
@@ -31,9 +31,20 @@ const everyMajor = (name: string, list: string, more: readonly string[] = []) =>
 const PARTITIONS = ['test/pg/partitions.test.ts'];
 
 /** Files that take a minute and more: begun last, they would run alone in the end. */
-const LONG = ['kill', 'points', 'chaos', 'rejoin', 'links', 'servers', 'pause', 'agent'].map(
-  (name) => `${name}.test.ts`,
-);
+const LONG = [
+  'kill',
+  'points',
+  'rejoin',
+  'agent',
+  'links',
+  'servers',
+  'crash',
+  'chaos',
+  'pipe',
+  'pause',
+  'postgres',
+  'recreate',
+].map((name) => `${name}.test.ts`);
 
 class LongestFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
@@ -55,7 +66,7 @@ export default defineConfig({
           include: ['test/*.test.ts', 'test/unit/**/*.test.ts', 'test/golden/**/*.test.ts'],
           isolate: false,
           maxWorkers: 2,
-          testTimeout: 20_000,
+          testTimeout: 60_000,
           sequence: { groupOrder: 0 },
         },
       },
@@ -65,9 +76,9 @@ export default defineConfig({
           include: ['test/property/**/*.test.ts'],
           globalSetup: [majors, servers],
           isolate: false,
-          maxWorkers: 2,
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          maxWorkers: 4,
+          testTimeout: 240_000,
+          hookTimeout: 120_000,
           sequence: { groupOrder: 1 },
         },
       },
@@ -77,10 +88,10 @@ export default defineConfig({
           include: ['test/pg/**/*.test.ts'],
           globalSetup: [majors, servers],
           isolate: false,
-          maxWorkers: 3,
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
-          sequence: { groupOrder: 2 },
+          maxWorkers: 4,
+          testTimeout: 240_000,
+          hookTimeout: 120_000,
+          sequence: { groupOrder: 1 },
         },
       },
       ...(oldest === 14 ? [everyMajor('pg14', '14', [...PARTITIONS, 'test/pg/stamping.test.ts'])] : []),
@@ -97,10 +108,10 @@ export default defineConfig({
           globalSetup: majors,
           // Each file starts and breaks servers of its own.
           isolate: false,
-          maxWorkers: 4,
+          maxWorkers: 5,
           testTimeout: 300_000,
           hookTimeout: 120_000,
-          sequence: { groupOrder: 3 },
+          sequence: { groupOrder: 2 },
         },
       },
     ],

@@ -24,7 +24,6 @@ const read = (cluster: Cluster, region: string, id: number) =>
 const arrives = (cluster: Cluster, region: string, id: number, v: string) =>
   until(async () => (await read(cluster, region, id)) === v, {
     what: `${v} in row ${id} of ${region}`,
-    deadlineMs: 30_000,
   });
 
 test('F3: rows of a clock that is 60 s ahead wait, said and measured, until clocks agree; nobody else’s do', async () => {
@@ -39,7 +38,6 @@ test('F3: rows of a clock that is 60 s ahead wait, said and measured, until cloc
   await arrives(cluster, 'tokyo', 2, 'of virginia');
   await until(() => Math.abs(cluster.peer('frankfurt', 'tokyo').clock_offset_ms! - 60_000) < 2_000, {
     what: 'the offset to be measured',
-    deadlineMs: 20_000,
   });
   expect(await read(cluster, 'frankfurt', 1)).toBeUndefined();
   for (const region of ['frankfurt', 'virginia']) await set(cluster, region, '61 s');
@@ -82,11 +80,9 @@ test('F2: a region whose clock says the year 3111 or later is refused, and heale
   await cluster.query('tokyo', `update items set v = 'of the future' where id = 1; delete from items where id = 2`);
   await until(() => cluster.log('tokyo').some(({ event }) => event === 'clock.unusable'), {
     what: 'its agent to say so',
-    deadlineMs: 30_000,
   });
   await until(() => cluster.peer('frankfurt', 'tokyo').last_error?.code === 'clock_unusable', {
     what: 'the peer to say so',
-    deadlineMs: 30_000,
   });
   expect(cluster.agent('tokyo').status().state).not.toBe('active');
   const { code, out } = await cluster.cli('doctor', '--json');
@@ -111,7 +107,7 @@ test('F2: a region whose clock says the year 3111 or later is refused, and heale
     );
   }
   const drop = `select pg_drop_replication_slot(slot_name) from pg_replication_slots where starts_with(slot_name, 'coregent_')`;
-  await until(() => cluster.query('tokyo', drop), { what: 'its slot to be free', deadlineMs: 30_000 });
+  await until(() => cluster.query('tokyo', drop), { what: 'its slot to be free' });
   await cluster.startAgents('frankfurt');
   await cluster.converged();
   expect((await cluster.query('frankfurt', 'select id, v from items order by id')).rows).toEqual([

@@ -35,12 +35,11 @@ test('E15, E17: links that fall silent, one way or both, are given up and opened
   for (const region of cluster.regions) {
     await until(() => retries(region).length > before.get(region)!, {
       what: `${region} to give up`,
-      deadlineMs: 40_000,
     });
     expect(retries(region)[before.get(region)!]).toMatchObject({ code: 'peer_unreachable' });
   }
   // Tokyo was never told that its connections have no other end, and still serves them.
-  await until(() => has('virginia', 1), { what: 'the row of tokyo', deadlineMs: 25_000 });
+  await until(() => has('virginia', 1), { what: 'the row of tokyo' });
   expect(cluster.log('virginia')).toContainEqual(expect.objectContaining({ event: 'slot.freed', peer: 'tokyo' }));
   await cluster.heal();
   await cluster.converged();
@@ -53,7 +52,7 @@ test('E17: a network that falls silent while the agent connects is given up too'
   // Behind the handshake, in the middle of the first answers.
   link.stall(800);
   link.reset();
-  await until(() => retries('frankfurt').length > before + 1, { what: 'the agent to give up', deadlineMs: 60_000 });
+  await until(() => retries('frankfurt').length > before + 1, { what: 'the agent to give up' });
   await link.heal();
   await cluster.streaming('frankfurt');
   await cluster.converged();
@@ -72,17 +71,16 @@ test('E17: a link that was away for long is taken as soon as it is back, whateve
       .map((line) => Number(line.retry_in_ms));
   await until(() => waits().filter((waitMs) => waitMs > 1_250).length >= 2, {
     what: 'the longest wait',
-    deadlineMs: 40_000,
   });
   expect(Math.max(...waits())).toBeLessThanOrEqual(2_500);
   // Attempts get no answer from now on, and never will: each is two connections, and others begin beside them.
   await link.heal();
   link.stall(0);
   link.reset();
-  await until(() => link.connections > 2, { what: 'an attempt beside one that hangs', deadlineMs: 40_000 });
+  await until(() => link.connections > 2, { what: 'an attempt beside one that hangs' });
   await cluster.query('tokyo', `insert into items values (3, 'of tokyo')`);
   await link.heal();
-  await until(() => has('frankfurt', 3), { what: 'the row', deadlineMs: 30_000 });
+  await until(() => has('frankfurt', 3), { what: 'the row' });
   await cluster.converged();
 });
 
@@ -93,7 +91,7 @@ test('E17: a narrow link that delivers a few bytes at a time delays rows and bre
   const before = retries('frankfurt').length;
   link.setBandwidth(2_500);
   await cluster.query('tokyo', `insert into items select 1000 + n, repeat('x', 100) from generate_series(1, 100) n`);
-  await until(() => has('frankfurt', 1_100), { what: 'the rows', deadlineMs: 60_000 });
+  await until(() => has('frankfurt', 1_100), { what: 'the rows' });
   expect(retries('frankfurt').length).toBe(before);
   link.setBandwidth(Number.POSITIVE_INFINITY);
   await cluster.converged();
@@ -104,7 +102,7 @@ test('E25: a peer that is away for long costs no connection here', async () => {
   onTestFinished(() => link.heal());
   const before = retries('frankfurt').length;
   await link.cut();
-  await until(() => retries('frankfurt').length > before + 5, { what: 'the agent to try again', deadlineMs: 30_000 });
+  await until(() => retries('frankfurt').length > before + 5, { what: 'the agent to try again' });
   const sessions = await cluster.value(
     'frankfurt',
     `select count(*)::int from pg_stat_activity where application_name = 'coregent apply frankfurt from tokyo'`,

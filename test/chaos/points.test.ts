@@ -129,7 +129,6 @@ test('E1: an agent killed while its peer streams a transaction that is still run
     async () => Number(await cluster.value('tokyo', 'select stream_bytes from pg_stat_replication_slots')) > 0,
     {
       what: 'tokyo to stream the transaction while it runs',
-      deadlineMs: 30_000,
     },
   );
   expect(await agent.end('SIGKILL')).toBe('SIGKILL');

@@ -1,6 +1,7 @@
-import pg from 'pg';
-import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
+import { GATES, lockGate, seen } from '../world/gate.ts';
 import { until } from '../world/until.ts';
 
 let cluster: Cluster;
@@ -10,7 +11,7 @@ beforeAll(async () => {
     viaProxy: true,
     tables: `
       create table items (id int primary key, v text);
-      create table gates (id int primary key, v text);
+      ${GATES}
       create table people (id int primary key, email text not null unique);`,
     config: { batch: { rows: 200 } },
   });
@@ -33,12 +34,7 @@ async function blocked(region: string, peer: string): Promise<void> {
   );
 }
 
-/** Waits until a query gives something true in a region. */
-async function seen(region: string, text: string, what: string): Promise<void> {
-  await until(() => cluster.value(region, text), { what: `${what} in ${region}`, deadlineMs: 30_000 });
-}
-
-/** Looks at a region over a connection of its own, as fast as it answers, until it is stopped; gives the different answers. */
+/** Looks at a region over a connection of its own, every few milliseconds, until it is stopped; gives the different answers. */
 function watch(region: string, text: string): { stop(): Promise<unknown[]> } {
   let stopping = false;
   const answers: unknown[] = [];
@@ -47,6 +43,7 @@ function watch(region: string, text: string): { stop(): Promise<unknown[]> } {
     while (!stopping) {
       const answer = Object.values((await session.query(text)).rows[0])[0];
       if (answer !== answers.at(-1)) answers.push(answer);
+      await sleep(5);
     }
   })();
   return {
@@ -58,44 +55,30 @@ function watch(region: string, text: string): { stop(): Promise<unknown[]> } {
   };
 }
 
-/** Locks a row of the table gates in a region; what comes from any region for it waits. Call the result to let it pass. */
-async function lockGate(region: string, id: number): Promise<() => Promise<void>> {
-  await cluster.query('tokyo', `insert into gates values ($1, 'open')`, [id]);
-  await cluster.converged();
-  const session = await cluster.session(region);
-  const open = async (): Promise<void> => {
-    await session.query('commit');
-  };
-  onTestFinished(open);
-  await session.query('begin');
-  await session.query('select from gates where id = $1 for update', [id]);
-  return open;
-}
-
 test('INV-C: a delete that overtakes the insert that it deletes, while that is being applied, still deletes', async () => {
-  const open = await lockGate('virginia', 1);
+  const open = await lockGate(cluster, 'virginia', 1);
   // Applied in the order of its tables: the row is in, not committed, and the transaction waits at the gate.
   await cluster.query(
     'tokyo',
     `begin; insert into items values (1, 'x'); update gates set v = 'x' where id = 1; commit`,
   );
   await blocked('virginia', 'tokyo');
-  await seen('frankfurt', 'select count(*)::int from items where id = 1', 'the row');
+  await seen(cluster, 'frankfurt', 'select count(*)::int from items where id = 1', 'the row');
   await cluster.query('frankfurt', 'delete from items where id = 1');
   await cluster.query('frankfurt', `insert into gates values (2, 'behind the delete')`);
-  await seen('virginia', 'select count(*)::int from gates where id = 2', 'the delete');
+  await seen(cluster, 'virginia', 'select count(*)::int from gates where id = 2', 'the delete');
   await open();
   await cluster.converged();
 });
 
 test('a row that the application holds delays only the peer whose change meets it', async () => {
-  const open = await lockGate('virginia', 10);
+  const open = await lockGate(cluster, 'virginia', 10);
   await cluster.query('tokyo', `update gates set v = 'tokyo' where id = 10`);
   await blocked('virginia', 'tokyo');
   await cluster.query('tokyo', `insert into items values (10, 'behind')`);
   await cluster.query('frankfurt', `insert into items values (11, 'free')`);
-  await seen('virginia', 'select count(*)::int from items where id = 11', 'the row of the other peer');
-  await seen('frankfurt', 'select count(*)::int from items where id = 10', 'the row behind the held one');
+  await seen(cluster, 'virginia', 'select count(*)::int from items where id = 11', 'the row of the other peer');
+  await seen(cluster, 'frankfurt', 'select count(*)::int from items where id = 10', 'the row behind the held one');
   expect(await cluster.value('virginia', 'select count(*)::int from items where id = 10')).toBe(0);
   await open();
   await cluster.converged();
@@ -155,8 +138,8 @@ test('INV-A: rows that go ahead of their commit are taken back for whoever commi
       `select backend_xid is not null from pg_stat_activity where datname = current_database() and application_name = $1`,
       ['coregent apply virginia from tokyo'],
     );
-  const ahead = (what: string) => until(busy, { what: `${what} to be applied ahead`, deadlineMs: 30_000 });
-  const over = () => until(async () => !(await busy()), { what: 'it to be taken back', deadlineMs: 30_000 });
+  const ahead = (what: string) => until(busy, { what: `${what} to be applied ahead` });
+  const over = () => until(async () => !(await busy()), { what: 'it to be taken back' });
   const watching = watch('virginia', 'select count(*)::int from items where id > 60000 and id <= 90000');
   const tokyo = await cluster.session('tokyo');
   const fill = (first: number) =>
@@ -164,10 +147,15 @@ test('INV-A: rows that go ahead of their commit are taken back for whoever commi
   await fill(60_000);
   await ahead('the first one');
   await cluster.query('tokyo', `insert into items values (90001, 'meanwhile')`);
-  await seen('virginia', 'select count(*)::int from items where id = 90001', 'what committed first');
+  await seen(cluster, 'virginia', 'select count(*)::int from items where id = 90001', 'what committed first');
   expect(await cluster.value('virginia', 'select count(*)::int from items where id > 60000 and id <= 90000')).toBe(0);
   await tokyo.query('commit');
-  await seen('virginia', 'select count(*) >= 4000 from items where id > 60000 and id <= 90000', 'the first one');
+  await seen(
+    cluster,
+    'virginia',
+    'select count(*) >= 4000 from items where id > 60000 and id <= 90000',
+    'the first one',
+  );
   await fill(65_000);
   await ahead('the second one');
   // A row of the application with a key that went ahead waits for no more than the patience of who went ahead.
@@ -192,7 +180,7 @@ test('two rows of different regions that claim one unique value: the one that ca
   await cluster.query('frankfurt', `insert into people values (3, 'other@example.org')`);
   await cluster.query('frankfurt', `insert into items values (100, 'behind')`);
   await cluster.heal();
-  await seen('tokyo', 'select count(*)::int from items where id = 100', 'what came behind the parked row');
+  await seen(cluster, 'tokyo', 'select count(*)::int from items where id = 100', 'what came behind the parked row');
   await cluster.confirmed();
   for (const [region, own] of [
     ['tokyo', 1],
@@ -213,73 +201,6 @@ test('two rows of different regions that claim one unique value: the one that ca
   await cluster.converged();
 });
 
-test('a catalog that lacks what the agent needs stops the link with the cure, parks no row, and the link goes on once it is there', async () => {
-  await cluster.query('tokyo', `insert into items values (150, 'before'), (151, 'before')`);
-  await cluster.converged();
-  const parked = await cluster.value('virginia', 'select count(*)::int from coregent.parked');
-  await cluster.query('virginia', 'alter table coregent.conflict_record rename column local_row to former_row');
-  await cluster.cut('tokyo', 'virginia');
-  for (const region of ['tokyo', 'virginia'])
-    await cluster.query(region, 'update items set v = $1 where id = 150', [region]);
-  await cluster.heal();
-  const missing = await until(
-    () => {
-      const { state, last_error: error } = cluster.peer('virginia', 'tokyo');
-      return state === 'waiting' && error?.code === 'schema_missing' ? error : undefined;
-    },
-    { what: 'the missing column to be said', deadlineMs: 30_000 },
-  );
-  expect(missing.message).toContain('local_row');
-  expect(cluster.log('virginia')).toContainEqual(
-    expect.objectContaining({
-      event: 'peer.retry',
-      peer: 'tokyo',
-      code: 'schema_missing',
-      cure: expect.stringContaining('`coregent apply`'),
-    }),
-  );
-  await cluster.query('frankfurt', `insert into items values (152, 'of another peer')`);
-  await seen('virginia', 'select count(*)::int from items where id = 152', 'a row of another peer');
-  expect(await cluster.value('virginia', 'select count(*)::int from coregent.parked')).toBe(parked);
-
-  await cluster.query('virginia', 'alter table coregent.conflict_record rename column former_row to local_row');
-  await cluster.converged();
-  const recorded = `select count(*)::int from coregent.conflicts where table_name = 'public.items' and key ->> 'id' = '150'`;
-  expect(await cluster.value('virginia', recorded)).toBe(1);
-  expect(await cluster.value('virginia', 'select count(*)::int from coregent.parked')).toBe(parked);
-});
-
-test('progress that another moved ends the session, and nothing is applied twice or left out', async () => {
-  await cluster.query('tokyo', `insert into items values (200, 'before')`);
-  await cluster.converged();
-  // As a second agent would that was paused for long: it puts progress back to where it once was.
-  const slot = `coregent_${cluster.name}_1_3`;
-  const before = await cluster.value('virginia', 'select lsn from coregent.progress where slot = $1', [slot]);
-  const transactions = Number(
-    await cluster.value('virginia', 'select transactions from coregent.progress where slot = $1', [slot]),
-  );
-  await cluster.query('tokyo', `update items set v = 'after' where id = 200`);
-  await cluster.converged();
-  await cluster.query('virginia', 'update coregent.progress set lsn = $2 where slot = $1', [slot, before]);
-  await cluster.query('tokyo', `insert into items values (201, 'next')`);
-  await seen('virginia', 'select count(*)::int from items where id = 201', 'the next row');
-  await cluster.converged();
-  const fenced = cluster
-    .log('virginia')
-    .filter(({ event, code }) => event === 'peer.retry' && code === 'progress_fenced');
-  expect(fenced.length).toBeGreaterThan(0);
-  // What was confirmed is not sent again: the update counts once, the insert once.
-  expect(
-    await cluster.value('virginia', 'select transactions::int from coregent.progress where slot = $1', [slot]),
-  ).toBe(transactions + 2);
-  expect(
-    await cluster.value(
-      'virginia',
-      `select count(*)::int from coregent.conflicts where key ->> 'id' in ('200', '201')`,
-    ),
-  ).toBe(0);
-});
-
 test('a slot that is gone is made anew, and all rows are joined again, while the others go on', async () => {
   const slot = `coregent_${cluster.name}_2_3`;
   await cluster.link('frankfurt', 'virginia').cut();
@@ -288,97 +209,24 @@ test('a slot that is gone is made anew, and all rows are joined again, while the
   });
   await cluster.query('frankfurt', `insert into items values (300, 'while there is no slot')`);
   await cluster.query('tokyo', `insert into items values (301, 'of another peer')`);
-  await seen('virginia', 'select count(*)::int from items where id = 301', 'a row of the other peer');
+  await seen(cluster, 'virginia', 'select count(*)::int from items where id = 301', 'a row of the other peer');
   await cluster.heal();
-  await seen('virginia', 'select count(*)::int from items where id = 300', 'the row');
+  await seen(cluster, 'virginia', 'select count(*)::int from items where id = 300', 'the row');
   expect(cluster.log('virginia')).toContainEqual(
     expect.objectContaining({ event: 'peer.rejoining', peer: 'frankfurt', reason: 'its slot was gone' }),
   );
   await cluster.query('frankfurt', `insert into items values (302, 'by the new slot')`);
-  await seen('virginia', 'select count(*)::int from items where id = 302', 'the row by the new slot');
+  await seen(cluster, 'virginia', 'select count(*)::int from items where id = 302', 'the row by the new slot');
   await until(async () => (await cluster.value('virginia', 'select count(*)::int from coregent.paused')) === 0, {
     what: 'all to be joined',
   });
-});
-
-test('a peer whose database is away is tried again until it is back', async () => {
-  const database = new URL(cluster.url('frankfurt')).pathname.slice(1);
-  const admin = new pg.Client({
-    connectionString: Object.assign(new URL(cluster.url('frankfurt')), { pathname: '/postgres' }).href,
-  });
-  await admin.connect();
-  onTestFinished(() => admin.end());
-  const rename = (from: string, to: string) =>
-    until(
-      async () => {
-        await admin.query('select pg_terminate_backend(pid) from pg_stat_activity where datname = $1', [from]);
-        await admin.query(`alter database ${from} rename to ${to}`);
-        return true;
-      },
-      { what: `database ${from} to be renamed`, deadlineMs: 30_000 },
-    );
-  await rename(database, `${database}_away`);
-  await until(() => cluster.peer('tokyo', 'frankfurt').last_error?.code === 'peer_database_missing', {
-    what: 'tokyo to say that the database of frankfurt is missing',
-  });
-  await until(() => cluster.agent('frankfurt').status().state === 'starting', {
-    what: 'the agent of frankfurt to have lost its own database',
-  });
-  await cluster.query('tokyo', `insert into items values (400, 'in the meantime')`);
-  await seen('virginia', 'select count(*)::int from items where id = 400', 'the row');
-  await rename(`${database}_away`, database);
-  await cluster.streaming('frankfurt');
-  await cluster.streaming('tokyo');
-  await cluster.streaming('virginia');
-  await cluster.converged();
-  expect(await cluster.value('frankfurt', 'select count(*)::int from items where id = 400')).toBe(1);
-});
-
-test('an agent that is told to stop while it still connects does stop, and leads nothing', async () => {
-  await cluster.stopAgent('virginia');
-  for (let turns = 0; turns < 20; turns++) {
-    await cluster.startAgent('virginia');
-    // Later and later in its first steps: before the connection, in the middle of it, behind it.
-    for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve));
-    await cluster.stopAgent('virginia');
-  }
-  await cluster.startAgent('virginia');
-  await cluster.streaming('virginia');
-});
-
-test('probes answer from memory: ready without a bound on lag, not ready beyond it, alive all along', async () => {
-  await cluster.stopAgent('virginia');
-  const { url } = await cluster.startAgent('virginia', { port: 0 });
-  await cluster.streaming('virginia');
-  const probe = async (path: string): Promise<number> => (await fetch(`${url}${path}`)).status;
-  const becomes = (path: string, status: number) =>
-    until(async () => (await probe(path)) === status, { what: `${path} to answer ${status}` });
-  await becomes('/readyz?max-lag=300ms', 200);
-
-  const open = await lockGate('virginia', 500);
-  await cluster.query('tokyo', `update gates set v = 'x' where id = 500`);
-  await becomes('/readyz?max-lag=300ms', 503);
-  const answer = await (await fetch(`${url}/readyz?max-lag=300ms`)).json();
-  expect(answer).toMatchObject({ ready: false, checks: [{ name: 'lag:tokyo', ok: false }] });
-  expect(await probe('/readyz')).toBe(200);
-  expect(await probe('/livez')).toBe(200);
-  await open();
-  await becomes('/readyz?max-lag=300ms', 200);
-
-  await cluster.cut('frankfurt', 'virginia');
-  await becomes('/readyz?max-lag=300ms', 503);
-  expect(await probe('/readyz')).toBe(200);
-  expect(await probe('/livez')).toBe(200);
-  await cluster.heal();
-  await becomes('/readyz?max-lag=300ms', 200);
-  expect(await (await fetch(`${url}/metrics`)).text()).toMatch(/coregent_link_up\{[^}]*origin="frankfurt"[^}]*\} 1/);
 });
 
 test('INV-A: an agent killed in the middle of a large transaction leaves nothing of it, and the next one applies it whole', async () => {
   await cluster.stopAgent('virginia');
   const first = cluster.spawnAgent('virginia');
   await first.streaming();
-  const open = await lockGate('virginia', 600);
+  const open = await lockGate(cluster, 'virginia', 600);
   const watching = watch('virginia', 'select count(*)::int from items where id > 100000');
   await cluster.query(
     'tokyo',
@@ -398,55 +246,6 @@ test('INV-A: an agent killed in the middle of a large transaction leaves nothing
   expect(await watching.stop()).toEqual([0, 2000]);
   expect(await second.end('SIGTERM')).toBe(0);
   await cluster.startAgents('virginia');
-});
-
-test('of two agents of a region one stands by, and takes over when the other is killed', async () => {
-  await cluster.stopAgent('virginia');
-  const one = cluster.spawnAgent('virginia');
-  await one.streaming();
-  const other = cluster.spawnAgent('virginia');
-  await other.logged('agent.standby');
-  expect(await other.status()).toMatchObject({ state: 'standby', peers: [] });
-  expect((await other.get('/readyz')).status).toBe(503);
-  expect((await other.get('/livez')).status).toBe(200);
-  await one.end('SIGKILL');
-  await other.logged('agent.leading');
-  await other.streaming();
-  expect((await other.get('/readyz')).status).toBe(200);
-  await cluster.query('tokyo', `insert into items values (700, 'after')`);
-  await seen('virginia', 'select count(*)::int from items where id = 700', 'the row');
-  // A stop that is asked for is clean, and said.
-  expect(await other.end('SIGTERM')).toBe(0);
-  expect(other.log.at(-1)).toMatchObject({ event: 'agent.stopped' });
-  await cluster.startAgents('virginia');
-});
-
-test('rows of a peer whose clock runs ahead wait, loudly, and only they', async () => {
-  const aheadMs = 5_000;
-  const tokyo = await cluster.session('tokyo');
-  await tokyo.query(`set session_replication_role = replica`);
-  await tokyo.query(
-    `insert into items values (800, 'from the future', (((extract(epoch from clock_timestamp()) * 1000 + $1) * 1000)::bigint << 7) | 1, -1)`,
-    [aheadMs],
-  );
-  const peer = await until(
-    () => {
-      const peer = cluster.peer('virginia', 'tokyo');
-      return peer.state === 'waiting' && peer;
-    },
-    { what: 'rows of tokyo to wait in virginia' },
-  );
-  expect(peer.last_error).toMatchObject({ code: 'clock_ahead' });
-  expect(cluster.log('virginia')).toContainEqual(expect.objectContaining({ event: 'clock.ahead', peer: 'tokyo' }));
-  await cluster.query('frankfurt', `insert into items values (801, 'of now')`);
-  await seen('virginia', 'select count(*)::int from items where id = 801', 'the row of another peer');
-  expect(await cluster.value('virginia', 'select count(*)::int from items where id = 800')).toBe(0);
-  await cluster.converged();
-  // Whoever sees the row writes a greater version.
-  await cluster.query('virginia', `update items set v = 'seen' where id = 800`);
-  await cluster.converged();
-  expect(await cluster.value('tokyo', 'select v from items where id = 800')).toBe('seen');
-  expect(cluster.peer('virginia', 'tokyo')).toMatchObject({ state: 'streaming', last_error: null });
 });
 
 test('INV-Q: when nobody writes, nothing is written', async () => {
@@ -469,11 +268,9 @@ test('INV-Q: when nobody writes, nothing is written', async () => {
   await quiet.converged();
   await until(() => quiet.log('tokyo').some(({ event }) => event === 'tombstones.reaped'), {
     what: 'the tombstone to go',
-    deadlineMs: 30_000,
   });
   await until(() => quiet.log('frankfurt').some(({ event }) => event === 'tombstones.reaped'), {
     what: 'the tombstone to go',
-    deadlineMs: 30_000,
   });
 
   // Longer than the longest round of what agents do by the clock. PostgreSQL itself notes the running transactions once,
@@ -490,6 +287,6 @@ test('INV-Q: when nobody writes, nothing is written', async () => {
       last = now;
       return performance.now() - since > quietMs;
     },
-    { what: `no WAL in any region for ${quietMs} ms`, deadlineMs: 40_000 },
+    { what: `no WAL in any region for ${quietMs} ms` },
   );
 });

@@ -124,7 +124,7 @@ test.each(['SIGKILL', 'SIGTERM', 'exit'] as const)('no server outlives its proce
   if (end === 'exit') owner.stdin?.end();
   else owner.kill(end);
   await until(() => !runs(born.pid), { what: 'the server to be gone' });
-  await until(() => !existsSync(born.folder), { what: 'its folder to be gone', deadlineMs: 20_000 });
+  await until(() => !existsSync(born.folder), { what: 'its folder to be gone' });
 });
 
 test.runIf(process.platform === 'linux')('what a killed watchdog leaves is swept at the next start', async () => {
@@ -142,7 +142,7 @@ test.runIf(process.platform === 'linux')('what a killed watchdog leaves is swept
 
   const next = spawnOwner();
   await firstLine(next);
-  await until(() => !runs(born.pid) && !existsSync(born.folder), { what: 'the sweep', deadlineMs: 20_000 });
+  await until(() => !runs(born.pid) && !existsSync(born.folder), { what: 'the sweep' });
 });
 
 /** A process of its own that starts a server, says where, and exits when its input ends. */
@@ -170,7 +170,6 @@ async function firstLine(owner: ChildProcess): Promise<{ pid: number; folder: st
   });
   await until(() => text.includes('\n') || owner.exitCode !== null, {
     what: 'the server to start',
-    deadlineMs: 45_000,
   });
   const { pid, dataDir } = JSON.parse(text);
   return { pid, folder: dirname(dirname(dataDir)) };

@@ -33,7 +33,7 @@ test('INV-L: a conflict with a row that had to be fetched is recorded once, what
         'select confirmed_flush_lsn >= $1 from pg_replication_slots where database = current_database()',
         [mark],
       ),
-    { what: 'frankfurt to confirm the writes of tokyo', deadlineMs: 30_000 },
+    { what: 'frankfurt to confirm the writes of tokyo' },
   );
   await cluster.startAgents('tokyo');
   await cluster.converged();

@@ -36,7 +36,7 @@ const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 /** Ends the agent when the pipe to its test breaks: a test that is killed leaves no process behind. */
 const LEASH =
   'data:text/javascript,process.stdin.on("end",()=>process.exit(3)).on("error",()=>process.exit(3)).resume()';
-const START_MS = 30_000;
+const START_MS = 90_000;
 
 /** What a real command line is started with. */
 export function commandLine(args: readonly string[]): [program: string, args: string[]] {

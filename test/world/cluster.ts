@@ -41,7 +41,7 @@ export interface ClusterOptions {
 
 const NAMES = ['tokyo', 'frankfurt', 'virginia', 'sydney'];
 const QUICK: Settings = { fsync: false, full_page_writes: false, shared_buffers: '32MB', max_connections: 200 };
-const CONVERGE_MS = 60_000;
+const CONVERGE_MS = 120_000;
 
 /** Makes the databases and tables of a cluster; nothing is installed and no agent runs. Use it with `await using`. */
 export async function makeCluster(options: ClusterOptions): Promise<Cluster> {
@@ -287,7 +287,7 @@ export class Cluster implements AsyncDisposable {
         const { peers } = this.agent(region).status();
         return peers.length > 0 && peers.every(({ state }) => state === 'streaming');
       },
-      { what: `the agent of ${region} to stream from every peer`, deadlineMs: 30_000 },
+      { what: `the agent of ${region} to stream from every peer` },
     );
   }
 

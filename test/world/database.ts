@@ -62,7 +62,7 @@ async function clear(admin: pg.Client, name: string, cluster: string): Promise<v
       await admin.query(`drop database if exists ${name} with (force)`);
       return true;
     },
-    { what: `database ${name} to be dropped`, deadlineMs: 20_000 },
+    { what: `database ${name} to be dropped` },
   );
   await until(
     async () => {

@@ -7,7 +7,7 @@ const LONGEST_MS = 100;
 export interface UntilOptions {
   /** What is waited for, in words; the error says it. */
   readonly what: string;
-  /** Milliseconds from now. Default 10 s: far more than needed, so that a busy machine fails no test. */
+  /** Milliseconds from now. Default 90 s: far more than needed, so that a busy machine fails no test. */
   readonly deadlineMs?: number;
 }
 
@@ -17,7 +17,7 @@ export interface UntilOptions {
  */
 export async function until<T>(
   condition: () => T | Promise<T>,
-  { what, deadlineMs = 10_000 }: UntilOptions,
+  { what, deadlineMs = 90_000 }: UntilOptions,
 ): Promise<Exclude<Awaited<T>, undefined | null | false | 0 | ''>> {
   const deadline = performance.now() + deadlineMs;
   for (let waitMs = SHORTEST_MS; ; waitMs = Math.min(waitMs * 1.5, LONGEST_MS)) {
