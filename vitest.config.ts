@@ -12,11 +12,10 @@ const servers = './test/world/servers.ts';
 /** There is no package of 14 for other platforms. */
 const oldest = process.platform === 'linux' && process.arch === 'x64' ? 14 : 15;
 
-/** What every major version of PostgreSQL has to show, and a cluster of several: the whole pipe, in little time. */
-const everyMajor = (name: string, list: string, more: readonly string[] = []) => ({
+const onMajors = (name: string, list: string, include: readonly string[]) => ({
   test: {
     name,
-    include: ['test/pg/agent.test.ts', 'test/property/regions.test.ts', ...more],
+    include: [...include],
     env: { COREGENT_TEST_MAJORS: list, COREGENT_RUNS: process.env.COREGENT_RUNS ?? '10' },
     globalSetup: [majors, servers],
     isolate: false,
@@ -27,8 +26,14 @@ const everyMajor = (name: string, list: string, more: readonly string[] = []) =>
   },
 });
 
+/** What every major version of PostgreSQL has to show, and a cluster of several: the whole pipe, in little time. */
+const everyMajor = (name: string, list: string, more: readonly string[] = []) =>
+  onMajors(name, list, ['test/pg/agent.test.ts', 'test/property/regions.test.ts', ...more]);
+
 /** What majors do differently: the oldest, and a cluster of several. */
 const PARTITIONS = ['test/pg/partitions.test.ts'];
+/** The pipe in all three tiers of privileges, and how a tier is found. On 18 it is part of `pg`. */
+const TIERS = ['test/pg/pipe.test.ts', 'test/pg/tiers.test.ts'];
 
 /** Files that take a minute and more: begun last, they would run alone in the end. */
 const LONG = [
@@ -95,12 +100,14 @@ export default defineConfig({
         },
       },
       ...(oldest === 14 ? [everyMajor('pg14', '14', [...PARTITIONS, 'test/pg/stamping.test.ts'])] : []),
-      everyMajor('pg15', '15', PARTITIONS),
+      everyMajor('pg15', '15', [...PARTITIONS, ...TIERS]),
       everyMajor('pg16', '16'),
-      everyMajor('pg17', '17'),
+      everyMajor('pg17', '17', TIERS),
       everyMajor('pg18', '18'),
       everyMajor('mixed', `${oldest},16,18`, PARTITIONS),
-      everyMajor('mixed-odd', '15,17,18'),
+      everyMajor('mixed-odd', '15,17,18', TIERS),
+      ...(oldest === 14 ? [onMajors('pg14-tiers', '14', TIERS)] : []),
+      onMajors('pg16-tiers', '16', TIERS),
       {
         test: {
           name: 'chaos',

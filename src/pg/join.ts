@@ -88,6 +88,7 @@ export async function joinTable(
     await take();
   }
   for (let tries = 0; store.owesTries && tries < TRIES; tries++) await settle();
+  if (store.inDoubt) throw new CoregentError('apply_interrupted', 'rows that crossed a delete could not be removed');
   return { rows, conflicts };
 }
 

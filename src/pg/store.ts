@@ -257,9 +257,14 @@ export class Store {
     return parseLsn(position!);
   }
 
+  /** Whether a look for rows that crossed a delete is still due, behind some commit. */
+  get inDoubt(): boolean {
+    return this.#crossing.inDoubt.size > 0;
+  }
+
   /** Whether {@link tryParked} is due: while a table is in doubt, or rows are parked that had no turn since their tables changed. */
   get owesTries(): boolean {
-    return (this.#crossing.inDoubt.size > 0 || this.#untried.size > 0) && !this.#open;
+    return (this.inDoubt || this.#untried.size > 0) && !this.#open;
   }
 
   /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. Throws a lost connection. */
@@ -267,7 +272,7 @@ export class Store {
     this.#conflicts = [];
     if (this.owesTries) {
       await this.#orLater(async () => {
-        if (this.#crossing.inDoubt.size > 0) {
+        if (this.inDoubt) {
           for (const oid of this.#crossing.inDoubt) this.#untried.add(oid);
           this.#afresh = true;
           await this.#crossing.look((steps) => this.#must(steps));

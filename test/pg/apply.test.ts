@@ -198,6 +198,35 @@ test('a table that the application holds is waited for, and readers of it wait n
   expect((await applying).code).toBe(0);
 });
 
+test('INV-C: a join ends with an error while a row that crossed a delete cannot be removed, and is complete once it can', async () => {
+  await using cluster = await makeCluster({ regions: 2, tables: ITEMS });
+  await cluster.install();
+  await cluster.query('tokyo', `insert into items values (2, 'to be joined')`);
+  const frankfurt = await cluster.session('frankfurt');
+  const tombs = await cluster.value(
+    'frankfurt',
+    `select relname from pg_class where relname like 'tomb\\_%' and relkind = 'r'`,
+  );
+  await frankfurt.query('set session_replication_role = replica');
+  await frankfurt.query(`insert into items values (1, 'crossed', 257, -1)`);
+  await frankfurt.query(`insert into coregent.${tombs} values (1, 513, 257)`);
+  await cluster.query(
+    'frankfurt',
+    `create function keep() returns trigger language plpgsql as $$ begin raise exception 'kept'; end $$;
+     create trigger keep before delete on items for each row execute function keep();
+     alter table items enable always trigger keep;
+     delete from coregent.joined`,
+  );
+  const refused = await cluster.cli('apply');
+  expect(refused.code).toBe(1);
+  expect(refused.err).toContain('rows that crossed a delete could not be removed');
+  await cluster.query('frankfurt', 'drop trigger keep on items');
+  await cluster.install();
+  for (const region of cluster.regions) {
+    expect((await cluster.query(region, 'select id, v from items')).rows).toEqual([{ id: 2, v: 'to be joined' }]);
+  }
+});
+
 test('a database that is another region, or of another cluster, is refused and left alone', async () => {
   await using cluster = await makeCluster({ regions: 2, tables: ITEMS });
   await cluster.install();

@@ -36,7 +36,7 @@ async function lose(): Promise<void> {
 /** Waits until frankfurt has confirmed a new write of tokyo: nothing is confirmed before a session has done what it owed at first. */
 async function confirmed(): Promise<void> {
   await cluster.query('tokyo', `update items set v = v || '.' where id = 1`);
-  await cluster.confirmed(15_000);
+  await cluster.confirmed();
 }
 
 /** How often frankfurt's sessions that have ended read the tombstones. */
