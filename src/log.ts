@@ -59,6 +59,10 @@ export const events = {
   'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
   'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
+  'look.failed': {
+    level: 'warn',
+    doc: 'Rows that crossed a delete cannot be removed from a table, for the error named; it is tried again and again.',
+  },
   'version.equal': { level: 'error', doc: 'Two rows have one version but differ: a region was restored or cloned.' },
   'clock.ahead': { level: 'warn', doc: 'A peer’s clock runs ahead of the bound; its rows wait.' },
   'clock.accepted': {

@@ -8,6 +8,7 @@ import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
+import { leaderOf } from '../pg/earlier.ts';
 import { knowSelf } from '../pg/self.ts';
 import { inTurn } from '../pg/turn.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
@@ -200,6 +201,7 @@ class RunningAgent implements Agent {
         metrics: this.#metrics,
         clock,
         local: { query: (text: string, values?: unknown[]) => ask(() => local.query(text, values)) },
+        leader: await leaderOf(local, here.id),
         tookOver,
         readMicros: () => ask(() => readMicros(local)),
         flushedLsn: () => {

@@ -4,7 +4,8 @@ import type { LastError, PeerState, PeerStatus, Tier } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO } from '../model/lsn.ts';
 import type { Owed } from '../pg/paused.ts';
-import type { Receipt, Settled, Store } from '../pg/store.ts';
+import type { Receipt, Settled } from '../pg/receipt.ts';
+import type { Store } from '../pg/store.ts';
 import type { Walsender } from '../pg/walsender.ts';
 import type { Acknowledger } from '../pipe/acknowledge.ts';
 import type { Batch, Passing } from '../pipe/batch.ts';
@@ -143,7 +144,7 @@ export class Link {
   }
 
   /** Tells of rows that were no plain successors, behind a batch too. */
-  settled({ conflicts, parked }: Settled): void {
+  settled({ conflicts, parked, failedLooks = [] }: Settled): void {
     const { log, metrics } = this.#options;
     const peer = this.#options.peer.name;
     this.#conflicts += conflicts.length;
@@ -153,6 +154,7 @@ export class Link {
     if (conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: conflicts.length });
     if (twins > 0) log.event('version.equal', { peer, rows: twins });
     if (parked > 0) log.event('row.parked', { peer, rows: parked });
+    for (const { table, message } of failedLooks) log.event('look.failed', { peer, table, error: message });
   }
 
   /** Rows waiting here because they could not be applied, since the agent started. */

@@ -1,9 +1,7 @@
 import type pg from 'pg';
 import { pause } from '../pause.ts';
-import { HOLDERS } from '../pg/earlier.ts';
+import { HOLDERS, LEADER_CLASS } from '../pg/earlier.ts';
 
-/** First half of the advisory lock that makes one agent of a region lead; the second half is the region's id. */
-const LOCK_CLASS = 0x636f7265;
 const POLL_MS = 1_000;
 /** A leader asks its database for the time every 5 s; one that was silent for so long, in ms, is stopped or cut off. */
 const SILENT_MS = 15_000;
@@ -29,7 +27,7 @@ interface LockOptions {
 export async function takeLock({ local, region, signal, standby, takenOver }: LockOptions): Promise<boolean> {
   let seen: { readonly session: string; readonly sinceMs: number } | undefined;
   for (;;) {
-    const { rows } = await local.query('select pg_try_advisory_lock($1, $2) as mine', [LOCK_CLASS, region.id]);
+    const { rows } = await local.query('select pg_try_advisory_lock($1, $2) as mine', [LEADER_CLASS, region.id]);
     if (rows[0].mine) return true;
     standby();
     const session = await idleLeader(local, region.id);
@@ -49,7 +47,7 @@ async function idleLeader(local: pg.Client, id: number): Promise<string | undefi
   const { rows } = await local.query(
     `select concat_ws(' ', pid, backend_start, state_change) as session from pg_stat_activity
       where pid in (${HOLDERS}) and state = 'idle'`,
-    [LOCK_CLASS, id],
+    [LEADER_CLASS, id],
   );
   return rows[0]?.session;
 }
@@ -61,5 +59,5 @@ async function putOut(local: pg.Client, { name, id }: LockOptions['region']): Pr
       where datname = current_database() and usename = session_user and starts_with(application_name, $1)`,
     [`coregent apply ${name} from `.slice(0, 63)],
   );
-  await local.query(`select pg_terminate_backend(pid, 5000) from (${HOLDERS}) holders`, [LOCK_CLASS, id]);
+  await local.query(`select pg_terminate_backend(pid, 5000) from (${HOLDERS}) holders`, [LEADER_CLASS, id]);
 }

@@ -9,7 +9,7 @@ import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, slotName } from '../pg/catalog.ts';
 import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
-import { endEarlier } from '../pg/earlier.ts';
+import { endEarlier, type Leader } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
@@ -43,6 +43,8 @@ export interface PeerContext {
   readonly clock: DatabaseClock;
   /** This region's database, for a short query now and then; one connection serves all peers. */
   readonly local: Queryable;
+  /** The session of `local`: no other session applies anything once that has lost the region's lock. */
+  readonly leader: Leader;
   /** Whether the agent that led before was put out, and may have left connections behind. */
   readonly tookOver: boolean;
   /** The local database's time now, in microseconds since 1970. */
@@ -79,8 +81,8 @@ export class Peer {
   readonly link: Link;
   #isolate = false;
   /**
-   * Tables that its sessions left settled, by OID: see `Crossing`. It lasts no longer than the agent leads. A crash of the local server,
-   * which may take back what settled a commit and not the commit, ends that too.
+   * Tables that its sessions left settled, by OID: see `Crossing`. It lasts no longer than the agent leads: a session
+   * begins only where it does. A crash of the local server, which may take back what settled a commit and not the commit, ends that too.
    */
   readonly #settled = new Set<number>();
   #rejoin: Rejoin | undefined;
@@ -181,7 +183,7 @@ export class Peer {
       const anew = (reason: string): void => log.event('peer.rejoining', { peer: name, slot, reason });
       // What follows may rightly take long; whether the peer still answers at all is asked apart from it.
       vigil = regularly(PROBE_TIMEOUT_MS, () => answers(this.#region), ended);
-      await ended.wait(endEarlier(apply, 'apply', this.#region.id));
+      await ended.wait(endEarlier(apply, 'apply', this.#region.id, this.#context.leader));
       const start = await ended.wait(findStart({ apply, control, slot, here, peer: this.#region, cluster, anew }));
       const marked = await useOrigin(apply, this.#slot);
       const tier = !(await isReplica(apply)) ? 'C' : marked ? 'A' : 'B';

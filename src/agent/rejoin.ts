@@ -121,7 +121,7 @@ export class Rejoin {
     clients.push(apply);
     const origin = `${slot}_join`;
     try {
-      await endEarlier(apply, 'rejoin', region.id);
+      await endEarlier(apply, 'rejoin', region.id, context.leader);
       // Rows of this region's own that come back must travel on from here, as every write of it does.
       if (!owed.own) await useOrigin(apply, origin);
       await yieldInDeadlocks(apply);

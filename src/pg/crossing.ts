@@ -1,3 +1,4 @@
+import { tableLabel } from '../model/table.ts';
 import type { Tuples } from '../wire/tuples.ts';
 import type { Step, StepResult } from './script.ts';
 import { arrayOf } from './steps.ts';
@@ -13,6 +14,12 @@ interface Unsure {
   readonly keys: (() => Tuples) | undefined;
 }
 
+/** A table whose rows that crossed a delete cannot be removed for now, and why. */
+export interface FailedLook {
+  readonly table: string;
+  readonly message: string;
+}
+
 /**
  * Keys of a transaction that may have crossed another one of the same keys unseen: a row on its way in and its tombstone,
  * each committed without sight of the other (write skew). Whichever commits second sees both, so each looks again
@@ -23,7 +30,7 @@ export class Crossing {
   readonly #targets: ReadonlyMap<number, Target>;
   readonly #settled: Set<number>;
   #unsure: Unsure[] = [];
-  readonly #inDoubt: Set<number>;
+  readonly #inDoubt: Map<number, Error | undefined>;
   /** Tables that only the last commit brought into doubt. */
   readonly #sent = new Set<number>();
 
@@ -31,11 +38,11 @@ export class Crossing {
   constructor(targets: ReadonlyMap<number, Target>, settled: Set<number>) {
     this.#targets = targets;
     this.#settled = settled;
-    this.#inDoubt = new Set([...targets.keys()].filter((oid) => !settled.has(oid)));
+    this.#inDoubt = new Map([...targets.keys()].filter((oid) => !settled.has(oid)).map((oid) => [oid, undefined]));
   }
 
-  /** Tables, by OID, that {@link look} is due for. */
-  get inDoubt(): ReadonlySet<number> {
+  /** Tables, by OID, that {@link look} is due for, with what the last one failed with, if there was one. */
+  get inDoubt(): ReadonlyMap<number, Error | undefined> {
     return this.#inDoubt;
   }
 
@@ -50,7 +57,7 @@ export class Crossing {
       const { oid } = staging.table;
       if (this.#inDoubt.has(oid)) continue;
       this.#settled.delete(oid);
-      this.#inDoubt.add(oid);
+      this.#inDoubt.set(oid, undefined);
       this.#sent.add(oid);
     }
   }
@@ -102,14 +109,24 @@ export class Crossing {
     return recorded;
   }
 
-  /** Removes every row that is older than its tombstone from the tables in doubt. Where there are no tombstones that is one question. */
-  async look(run: Run): Promise<void> {
-    for (const oid of [...this.#inDoubt]) {
-      const { compiled } = this.#targets.get(oid)!;
-      const [any] = await run([{ text: compiled.anyTombstone }]);
-      if (any!.rows[0]![0] === 't') await run([{ text: compiled.removeAllBuried }]);
-      this.#trust([oid]);
+  /**
+   * Removes every row that is older than its tombstone from the tables in doubt. Where there are no tombstones that is one question.
+   * Gives the tables where that fails and had not failed before; they stay in doubt, and hold up no other.
+   */
+  async look(run: Run): Promise<FailedLook[]> {
+    const failed: FailedLook[] = [];
+    for (const [oid, before] of [...this.#inDoubt]) {
+      const { compiled, staging } = this.#targets.get(oid)!;
+      try {
+        const [any] = await run([{ text: compiled.anyTombstone }]);
+        if (any!.rows[0]![0] === 't') await run([{ text: compiled.removeAllBuried }]);
+        this.#trust([oid]);
+      } catch (error) {
+        this.#inDoubt.set(oid, error as Error);
+        if (!before) failed.push({ table: tableLabel(staging.table), message: (error as Error).message });
+      }
     }
+    return failed;
   }
 }
 

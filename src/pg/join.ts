@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
 import { CoregentError, classify } from '../model/error.ts';
-import { PARENT, type Table, tombstoneName, VERSION } from '../model/table.ts';
+import { PARENT, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
 import { pause } from '../pause.ts';
 import { Batch, type Route, textsOf } from '../pipe/batch.ts';
@@ -9,7 +9,8 @@ import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 import { emptyLocated } from '../wire/pgoutput.ts';
 import { leaveOutKnown } from './known.ts';
-import type { Receipt, Store } from './store.ts';
+import type { Receipt } from './receipt.ts';
+import type { Store } from './store.ts';
 import type { Target } from './target.ts';
 
 /** Rows and bytes of one local transaction of a join. */
@@ -87,8 +88,19 @@ export async function joinTable(
     }
     await take();
   }
-  for (let tries = 0; store.owesTries && tries < TRIES; tries++) await settle();
-  if (store.inDoubt) throw new CoregentError('apply_interrupted', 'rows that crossed a delete could not be removed');
+  const { table } = target.staging;
+  for (let tries = 0; store.owesTries && tries < TRIES; tries++) {
+    if (store.inDoubt.get(table.oid)) await pause(RETRY_MS);
+    await settle();
+  }
+  if (store.inDoubt.has(table.oid)) {
+    const cause = store.inDoubt.get(table.oid);
+    throw new CoregentError('apply_interrupted', `rows that crossed a delete cannot be removed: ${cause?.message}`, {
+      where: tableLabel(table),
+      cure: 'Mend what stands in the way, such as a trigger of the table, and join it again.',
+      cause,
+    });
+  }
   return { rows, conflicts };
 }
 

@@ -3,12 +3,13 @@ import { CoregentError } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from '../pipe/batch.ts';
 import { copyStream, type Tuples } from '../wire/tuples.ts';
-import { Crossing } from './crossing.ts';
+import { Crossing, type FailedLook } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import type { Place } from './held.ts';
 import { ANY_PARKED, Isolation } from './isolate.ts';
 import { passSteps } from './paused.ts';
 import { moveProgress, type ProgressKey } from './progress.ts';
+import type { Receipt, RecordedConflict, Settled } from './receipt.ts';
 import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
 import { Shortcuts } from './shortcuts.ts';
 import {
@@ -24,29 +25,6 @@ import {
   wholeStep,
 } from './steps.ts';
 import type { FetchRows, Target } from './target.ts';
-
-/** A conflict that was recorded: its kind in PostgreSQL 18's names, and whether the incoming write was applied. */
-export interface RecordedConflict {
-  readonly kind: string;
-  readonly outcome: string;
-  /** Both had one version but other bytes: a restored backup, a cloned region, or rows older than replication. */
-  readonly equalVersions: boolean;
-}
-
-/** What became of rows that were no plain successors. */
-export interface Settled {
-  readonly conflicts: readonly RecordedConflict[];
-  /** Rows parked, less those that found their place after all. */
-  readonly parked: number;
-}
-
-/** What applying a batch did. */
-export interface Receipt extends Settled {
-  /** Local WAL position behind the commit; `undefined` while the local transaction is still open. */
-  readonly localLsn: LSN | undefined;
-  /** Rows written, of those received. */
-  readonly rows: number;
-}
 
 /** Inserts of at least this many rows go by COPY straight into the table, tombstones without a look whether there is one. */
 const COPY_ROWS = 40;
@@ -257,25 +235,26 @@ export class Store {
     return parseLsn(position!);
   }
 
-  /** Whether a look for rows that crossed a delete is still due, behind some commit. */
-  get inDoubt(): boolean {
-    return this.#crossing.inDoubt.size > 0;
+  /** Tables, by OID, in which rows may have crossed a delete; with why the last look failed, if it did. */
+  get inDoubt(): ReadonlyMap<number, Error | undefined> {
+    return this.#crossing.inDoubt;
   }
 
   /** Whether {@link tryParked} is due: while a table is in doubt, or rows are parked that had no turn since their tables changed. */
   get owesTries(): boolean {
-    return (this.inDoubt || this.#untried.size > 0) && !this.#open;
+    return (this.inDoubt.size > 0 || this.#untried.size > 0) && !this.#open;
   }
 
   /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. Throws a lost connection. */
   async tryParked(): Promise<Settled> {
     this.#conflicts = [];
+    let failedLooks: FailedLook[] = [];
     if (this.owesTries) {
       await this.#orLater(async () => {
-        if (this.inDoubt) {
-          for (const oid of this.#crossing.inDoubt) this.#untried.add(oid);
+        if (this.inDoubt.size > 0) {
+          for (const oid of this.inDoubt.keys()) this.#untried.add(oid);
           this.#afresh = true;
-          await this.#crossing.look((steps) => this.#must(steps));
+          failedLooks = await this.#crossing.look((steps) => this.#must(steps));
         }
         if (this.#untried.size === 0) return;
         const afresh = this.#afresh;
@@ -286,7 +265,7 @@ export class Store {
         if (questions.length > 0) await this.#settleCrossing(await this.#must(questions));
       });
     }
-    return { conflicts: this.#conflicts, parked: this.#isolation.takeParked() };
+    return { conflicts: this.#conflicts, parked: this.#isolation.takeParked(), failedLooks };
   }
 
   /**

@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { parseLsn } from '../../src/model/lsn.ts';
 import { tombstoneName } from '../../src/model/table.ts';
 import { drop } from '../../src/pg/connect.ts';
-import { endEarlier } from '../../src/pg/earlier.ts';
+import { endEarlier, LEADER_CLASS, type Leader, leaderOf } from '../../src/pg/earlier.ts';
 import type { Store } from '../../src/pg/store.ts';
 import { until } from '../world/until.ts';
 import { isBlocked, openRegions, openSession, pull, slotOf, type TestRegion, type TestRegions } from './link.ts';
@@ -17,12 +17,21 @@ let world: TestRegions;
 let tokyo: TestRegion;
 let frankfurt: TestRegion;
 let virginia: TestRegion;
+/** Of frankfurt. */
+let leader: Leader;
+let leading: Awaited<ReturnType<typeof openSession>>;
 
 beforeAll(async () => {
   world = await openRegions(SCHEMA, 3);
   [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
+  leading = await openSession(frankfurt);
+  await leading.query('select pg_advisory_lock($1, $2)', [LEADER_CLASS, frankfurt.id]);
+  leader = await leaderOf(leading, frankfurt.id);
 });
-afterAll(() => world[Symbol.asyncDispose]());
+afterAll(async () => {
+  await leading[Symbol.asyncDispose]();
+  await world[Symbol.asyncDispose]();
+});
 
 /** A link into frankfurt, with a session of its own, as an agent has it. */
 interface Link {
@@ -40,7 +49,7 @@ let deletesOf: Link;
 async function connect(from: TestRegion, settled: Set<number>): Promise<Link> {
   const applier = await openApplier(frankfurt.database.url);
   open.push(applier);
-  await endEarlier(applier.client, 'apply', from.id);
+  await endEarlier(applier.client, 'apply', from.id, leader);
   const slot = slotOf(from, frankfurt);
   const lsn = parseLsn((await frankfurt.value(`select lsn::text from coregent.progress where slot = '${slot}'`))!);
   return { from, applier, settled, store: applier.store({ slot, peerId: from.id, lsn, settled }) };
@@ -159,6 +168,20 @@ describe.each([
     expect(next.store.lsn).toBe(second.store.lsn);
     expect(next.store.owesTries).toBe(false);
   });
+});
+
+it('D17: an agent that does not lead here, or no more, ends nobody’s session and begins none', async () => {
+  const applier = await openApplier(frankfurt.database.url);
+  open.push(applier);
+  for (const other of [
+    { ...leader, session: 'of another server' },
+    { ...leader, id: leader.id + 1 },
+  ]) {
+    await expect(endEarlier(applier.client, 'apply', tokyo.id, other)).rejects.toMatchObject({
+      code: 'apply_interrupted',
+    });
+  }
+  expect((await rowsOf.applier.client.query('select 1 as alive')).rows).toEqual([{ alive: 1 }]);
 });
 
 it('D17: a table that a session has no rows of stays in doubt until one that has looks at it', async () => {

@@ -1,7 +1,8 @@
 import { lsnOf } from '../../src/model/lsn.ts';
 import { makeVersion, type Version } from '../../src/model/version.ts';
+import type { Receipt } from '../../src/pg/receipt.ts';
 import { router } from '../../src/pg/route.ts';
-import type { Receipt, Store } from '../../src/pg/store.ts';
+import type { Store } from '../../src/pg/store.ts';
 import type { FetchRows, Target } from '../../src/pg/target.ts';
 import { Batch, type Route } from '../../src/pipe/batch.ts';
 import { Decoder } from '../../src/pipe/decode.ts';

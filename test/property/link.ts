@@ -1,8 +1,9 @@
 import pg from 'pg';
 import { makeFetch } from '../../src/pg/fetch.ts';
 import { joinTable } from '../../src/pg/join.ts';
+import type { Receipt } from '../../src/pg/receipt.ts';
 import { router } from '../../src/pg/route.ts';
-import type { Receipt, Store } from '../../src/pg/store.ts';
+import type { Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { type Applier, applyPatiently, installRegion, isRowFault, openApplier } from './region.ts';

@@ -8,7 +8,8 @@ import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { findDetails } from '../../src/pg/details.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
-import { type Receipt, type Settled, Store } from '../../src/pg/store.ts';
+import type { Receipt, Settled } from '../../src/pg/receipt.ts';
+import { Store } from '../../src/pg/store.ts';
 import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 

@@ -1,6 +1,7 @@
 import { tombstoneName } from '../../src/model/table.ts';
 import type { Version } from '../../src/model/version.ts';
-import type { Receipt, Store } from '../../src/pg/store.ts';
+import type { Receipt } from '../../src/pg/receipt.ts';
+import type { Store } from '../../src/pg/store.ts';
 import type { Target } from '../../src/pg/target.ts';
 import { type Row, UNKNOWN, visible } from '../../src/resolve/meaning.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
