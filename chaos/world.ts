@@ -125,7 +125,8 @@ export async function makeWorld(options: Options): Promise<World> {
       const pool = new pg.Pool({
         connectionString: url,
         max: 8,
-        connectionTimeoutMillis: 5_000,
+        // Who asks here must not fail because the machine is busy.
+        connectionTimeoutMillis: 60_000,
         application_name: 'chaos',
       });
       pool.on('error', () => {});
