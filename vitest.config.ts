@@ -71,7 +71,8 @@ export default defineConfig({
           include: ['test/*.test.ts', 'test/unit/**/*.test.ts', 'test/golden/**/*.test.ts'],
           isolate: false,
           maxWorkers: 2,
-          testTimeout: 60_000,
+          // Longer than what waits for a condition does, whose error says what was waited for.
+          testTimeout: 120_000,
           sequence: { groupOrder: 0 },
         },
       },

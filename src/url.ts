@@ -1,3 +1,5 @@
+import querystring from 'node:querystring';
+
 function parseUrl(text: string): URL | undefined {
   // URL's own error would carry the text, password included.
   const parsed = URL.canParse(text) ? new URL(text) : undefined;
@@ -14,6 +16,15 @@ export function urlFault(text: string): string | undefined {
   if (parsed.hostname.includes(',')) return 'names several hosts; name one';
   if (parsed.pathname.length < 2) return 'names no database; end it with /database';
   return undefined;
+}
+
+/** The role and the database that a URL names, decoded; undefined what it leaves to the driver. */
+export function loginOf(text: string): { readonly role?: string; readonly database?: string } {
+  const parsed = parseUrl(text);
+  if (!parsed) return {};
+  const role = parsed.searchParams.get('user') || querystring.unescape(parsed.username);
+  const database = querystring.unescape(parsed.pathname.slice(1));
+  return { ...(role && { role }), ...(database && { database }) };
 }
 
 /** Host, port and database of a valid URL: two equal ones reach the same database. */

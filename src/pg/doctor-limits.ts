@@ -81,7 +81,7 @@ export async function examineLimits(client: pg.Client, config: Config, region: R
   };
   const change = await settingsOf(client);
   const raise = (name: string, most: number, by: number): string[] =>
-    change(name, String(Math.max(ENOUGH, most + by)), 'restart');
+    change(name, Math.max(ENOUGH, most + by), 'restart');
 
   const slots = others.filter(
     (puller) => !limits.slots.includes(slotName(config.cluster, region.id, puller.id)),

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { type CoregentError, classify } from '../model/error.ts';
 import { ident, literal } from '../quote.ts';
+import { loginOf } from '../url.ts';
 import { findTier, TIERS } from './applier.ts';
 import { slotName } from './catalog.ts';
 import { examineLimits } from './doctor-limits.ts';
@@ -15,7 +16,9 @@ import { tryStream, WAL_LEVEL } from './streamable.ts';
 const TIGHT_MB = 1_024;
 /** A slot with less of its budget left is told of. */
 const NEAR = 0.2;
+const ROOMY_MB = 50 * 1_024;
 const SHORTEST_SENDER_TIMEOUT_MS = 10_000;
+const USUAL_SENDER_TIMEOUT_MS = 60_000;
 
 /** What is asked of a server, in one query. */
 interface Facts {
@@ -37,6 +40,11 @@ interface Facts {
   readonly slots: readonly { name: string; lost: boolean; safe: number | null }[];
 }
 
+function ownsTables(role: 'r.oid' | 's.setrole'): string {
+  return `exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relowner = ${role} and c.relkind in ('r', 'p')
+    and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'coregent'))`;
+}
+
 const FACTS = `
 select
   current_setting('server_version_num')::int as version,
@@ -52,8 +60,7 @@ select
   array_remove(array[case when r.rolcreaterole then 'createrole' end, case when r.rolcreatedb then 'createdb' end], null) as excess,
   has_database_privilege(current_database(), 'create') as may_create,
   pg_has_role('pg_read_all_stats', 'usage') as sees_stats,
-  exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relowner = r.oid and c.relkind in ('r', 'p')
-    and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'coregent')) as owns_tables,
+  ${ownsTables('r.oid')} as owns_tables,
   to_regnamespace('coregent') is not null as installed,
   (select coalesce(json_agg(json_build_object('name', slot_name, 'lost', wal_status = 'lost', 'safe', safe_wal_size)), '[]')
     from pg_replication_slots where database = current_database()) as slots
@@ -86,7 +93,7 @@ export async function examineServer(
     ...(await examineLimits(client, config, region)),
     ...ofSlots(facts, config, region, change),
     ...(await ofRole(client, facts, here)),
-    ...(await ofUnstamped(client, facts, here)),
+    ...(await ofUnstamped(client, facts, region)),
     ...(await ofTransactions(client, here, patienceMs)),
     ...(await ofCollation(client, facts, here)),
   ];
@@ -175,6 +182,7 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig, change: 
       finding('wal_level', here, 'wal_level', `is ${facts.wal_level}`, ...change('wal_level', 'logical', 'restart')),
     );
   }
+  const instead = change('max_slot_wal_keep_size', ROOMY_MB, 'reload');
   if (facts.keep_mb < 0 && config.slots.maxWalBytes === undefined) {
     found.push(
       finding(
@@ -182,26 +190,24 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig, change: 
         here,
         'slots.max_wal',
         'is not set, and neither is max_slot_wal_keep_size',
-        `Set \`slots: { max_wal: 50GB }\` in ${config.path}, below the free space of the disk, and start the agents again; or:`,
-        ...change('max_slot_wal_keep_size', '50GB', 'reload'),
+        `Set \`slots: { max_wal: 50GB }\` in ${config.path}, below the free space of the disk, and start the agents again${instead.length > 0 ? '; or:' : '.'}`,
+        ...instead,
       ),
     );
   } else if (facts.keep_mb >= 0 && facts.keep_mb < TIGHT_MB) {
-    found.push(
-      finding(
-        'wal_tight',
-        here,
-        'max_slot_wal_keep_size',
-        `is ${facts.keep_mb} MB`,
-        ...change('max_slot_wal_keep_size', '50GB', 'reload'),
-      ),
-    );
+    found.push(finding('wal_tight', here, 'max_slot_wal_keep_size', `is ${facts.keep_mb} MB`, ...instead));
   }
   if (facts.sender_timeout_ms < SHORTEST_SENDER_TIMEOUT_MS) {
     const is =
       facts.sender_timeout_ms === 0 ? 'is 0: a dead agent’s slot stays busy' : `is ${facts.sender_timeout_ms} ms`;
     found.push(
-      finding('sender_timeout', here, 'wal_sender_timeout', is, ...change('wal_sender_timeout', '60s', 'reload')),
+      finding(
+        'sender_timeout',
+        here,
+        'wal_sender_timeout',
+        is,
+        ...change('wal_sender_timeout', USUAL_SENDER_TIMEOUT_MS, 'reload'),
+      ),
     );
   }
   if (facts.slot_timeout_s > 0) {
@@ -211,7 +217,7 @@ function ofSettings(facts: Facts, config: Config, region: RegionConfig, change: 
         here,
         'idle_replication_slot_timeout',
         'is on',
-        ...change('idle_replication_slot_timeout', '0', 'reload'),
+        ...change('idle_replication_slot_timeout', 0, 'reload'),
       ),
     );
   }
@@ -240,7 +246,7 @@ function ofSlots(facts: Facts, config: Config, region: RegionConfig, change: Cha
         name,
         `${Math.max(0, Math.round(safe / 2 ** 20))} MB are left of ${facts.keep_mb} MB`,
         'Start the agent that reads it, or give slots more:',
-        ...change('max_slot_wal_keep_size', `${facts.keep_mb * 4}MB`, 'reload'),
+        ...change('max_slot_wal_keep_size', facts.keep_mb * 4, 'reload'),
       ),
     ];
   });
@@ -289,10 +295,15 @@ async function ofRole(client: pg.Client, facts: Facts, here: string): Promise<Fi
   return found;
 }
 
-/** Sessions that begin in the replica role: what they write is not stamped, and so nobody else's. */
-async function ofUnstamped(client: pg.Client, { role, owns_tables: owns }: Facts, here: string): Promise<Finding[]> {
+/**
+ * Sessions that begin in the replica role: what they write is not stamped, and so nobody else's. Of the roles that peers and the
+ * region's own agent connect as it is right.
+ */
+async function ofUnstamped(client: pg.Client, facts: Facts, region: RegionConfig): Promise<Finding[]> {
+  const here = region.name;
+  const ours = [facts.role, loginOf(region.localUrl.reveal()).role];
   const { rows: set } = await client.query(
-    `select case when s.setrole <> 0 then pg_get_userbyid(s.setrole) end as role, d.datname as database
+    `select case when s.setrole <> 0 then pg_get_userbyid(s.setrole) end as role, d.datname as database, ${ownsTables('s.setrole')} as owns
       from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase
       where (s.setdatabase = 0 or d.datname = current_database())
       and exists (select from unnest(s.setconfig) as each where lower(each) = 'session_replication_role=replica') order by 1, 2`,
@@ -301,18 +312,18 @@ async function ofUnstamped(client: pg.Client, { role, owns_tables: owns }: Facts
     `select from pg_settings where name = 'session_replication_role' and setting = 'replica' and source in ('configuration file', 'command line')`,
   );
   const SETTING = 'session_replication_role';
-  const found = set.map(({ role: of, database }): Finding | undefined => {
+  const found = set.map(({ role: of, database, owns }): Finding | undefined => {
     const within = database === null ? '' : ` in database ${ident(database)}`;
     const reset =
       of === null && database !== null
         ? `alter database ${ident(database)} reset ${SETTING}`
         : `alter role ${of === null ? 'all' : ident(of)}${within} reset ${SETTING}`;
-    if (of !== role) {
+    if (!ours.includes(of)) {
       const who = of === null ? 'every role' : `the role ${of}`;
       return finding('unstamped', here, SETTING, `is replica for ${who}: what it writes does not travel`, reset);
     }
     if (!owns) return undefined;
-    const message = `is replica for the role ${role}, which owns tables: what an application writes as that role does not travel`;
+    const message = `is replica for the role ${of}, which owns tables: what an application writes as that role does not travel`;
     return finding(
       'role_shared',
       here,
@@ -378,15 +389,14 @@ async function ofCollation(client: pg.Client, { version, database }: Facts, here
 
 /** A region that could not be asked, as a finding. `door`: it did not even let the role in. */
 export function unreachable(error: CoregentError, { name: here, url }: RegionConfig, door: boolean): Finding {
-  if (door && error.code === 'privilege_missing') {
-    const { username, pathname } = new URL(url.reveal());
-    const [role, database] = [username, pathname.slice(1)].map(decodeURIComponent);
+  const { role, database } = loginOf(url.reveal());
+  if (door && error.code === 'privilege_missing' && role && database) {
     return finding(
       'unreachable',
       here,
       null,
       error.message,
-      `grant connect on database ${ident(database!)} to ${ident(role!)}`,
+      `grant connect on database ${ident(database)} to ${ident(role)}`,
     );
   }
   if (error.code === 'peer_protocol') {

@@ -7,6 +7,8 @@ interface Service {
   readonly place: string;
   /** What makes `wal_level` logical. */
   readonly logical: string;
+  /** What nobody can change there. */
+  readonly fixed?: readonly string[];
 }
 
 const SERVICES: readonly Service[] = [
@@ -17,10 +19,22 @@ const SERVICES: readonly Service[] = [
   },
   { sign: 'cloudsql.logical_decoding', place: 'the flags of the instance', logical: 'cloudsql.logical_decoding = on' },
   { sign: 'alloydb.logical_decoding', place: 'the flags of the instance', logical: 'alloydb.logical_decoding = on' },
+  {
+    sign: 'azure.extensions',
+    place: 'the server parameters',
+    logical: 'wal_level = logical',
+    fixed: ['max_slot_wal_keep_size'],
+  },
 ];
 
-/** Prints what changes a setting of a server. */
-export type ChangeSetting = (name: string, value: string, takes: 'reload' | 'restart') => string[];
+/** What the number of a setting counts, and how many of it make the next larger unit. Services take bare numbers only. */
+const UNITS: Readonly<Record<string, { readonly unit: string; readonly many: number; readonly larger: string }>> = {
+  max_slot_wal_keep_size: { unit: 'MB', many: 1_024, larger: 'GB' },
+  wal_sender_timeout: { unit: 'ms', many: 1_000, larger: 's' },
+};
+
+/** Prints what changes a setting of a server; nothing where nobody can. A number is in the setting's own unit, as `pg_settings` has it. */
+export type ChangeSetting = (name: string, value: string | number, takes: 'reload' | 'restart') => string[];
 
 /** How settings are changed where this connection leads: by SQL, or in words where a service keeps that to itself. */
 export async function settingsOf(client: Queryable): Promise<ChangeSetting> {
@@ -32,9 +46,17 @@ export async function settingsOf(client: Queryable): Promise<ChangeSetting> {
   return (name, value, takes) => {
     if (!service) {
       const last = takes === 'reload' ? 'select pg_reload_conf()' : 'Restart the server.';
-      return [`alter system set ${name} = '${value}'`, last];
+      return [`alter system set ${name} = '${withUnit(name, value)}'`, last];
     }
+    if (service.fixed?.includes(name)) return [];
     const what = name === 'wal_level' ? service.logical : `${name} = ${value}`;
     return [`Set ${what} in ${service.place}${takes === 'reload' ? '.' : ', and restart.'}`];
   };
+}
+
+function withUnit(name: string, value: string | number): string {
+  const units = UNITS[name];
+  if (!units || typeof value === 'string') return String(value);
+  const { unit, many, larger } = units;
+  return value % many === 0 ? `${value / many}${larger}` : `${value}${unit}`;
 }

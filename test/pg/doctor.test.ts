@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { examine } from '../../src/pg/doctor.ts';
@@ -156,8 +156,26 @@ test('E25, G4: limits of roles, and roles whose writes would not travel, are fou
   const unbounded = (await doctor(cluster)).findings.filter((each) => each.code === 'wal_unbounded');
   expect(unbounded.map((each) => each.cure.slice(1))).toEqual([
     [`alter system set max_slot_wal_keep_size = '50GB'`, 'select pg_reload_conf()'],
-    ['Set max_slot_wal_keep_size = 50GB in the parameter group (of the cluster, for Aurora).'],
+    ['Set max_slot_wal_keep_size = 51200 in the parameter group (of the cluster, for Aurora).'],
   ]);
+  await here(`alter database %I reset rds.logical_replication`);
+  await here(`alter database %I set azure.extensions = plpgsql`);
+  const azure = (await doctor(cluster)).findings.filter((each) => each.code === 'wal_unbounded')[1]!;
+  expect(azure).toMatchObject({ region: 'frankfurt', cure: [expect.stringMatching(/ and start the agents again\.$/)] });
+  // The role that the region's own agent connects as is as right, whoever runs doctor.
+  const own = cluster.url('frankfurt');
+  await here(`alter role ${new URL(own).username} in database %I ${set}`);
+  const { regions } = JSON.parse(await readFile(cluster.configFile, 'utf8'));
+  const as = (localUrl: string) => ({ regions: { ...regions, frankfurt: { ...regions.frankfurt, localUrl } } });
+  expect(codes((await doctor(cluster)).findings)).toEqual(['tier', 'unstamped', 'wal_unbounded']);
+  expect(await doctor(cluster, as(own))).toMatchObject({ code: 0 });
+  expect(codes((await doctor(cluster, as(own))).findings)).toEqual(['tier', 'wal_unbounded']);
+  await here(`alter ${app} in database %I ${set}`);
+  const shared = (await doctor(cluster, as(Object.assign(new URL(own), { username: `${role}_app` }).href))).findings;
+  expect(shared.filter((each) => each.code === 'role_shared').map(({ message }) => message)).toEqual([
+    `is replica for the role ${role}_app, which owns tables: what an application writes as that role does not travel`,
+  ]);
+  await cure(cluster, (await doctor(cluster)).findings, 'unstamped');
   await cluster.query('tokyo', `alter table items owner to ${role}`);
   expect(codes((await doctor(cluster)).findings)).toEqual(['role_shared', 'tier', 'wal_unbounded']);
 });

@@ -211,3 +211,14 @@ it('D17: a parked row that finds its place unseen by its delete goes again', asy
   expect(await frankfurt.value('select count(*) from coregent.parked')).toBe('0');
   expect([await seen('seats'), await deleted('seats')]).toEqual([false, true]);
 });
+
+it('what is owed behind a commit and fails at every try ends a test, which says what it is', async () => {
+  const tryParked = () => Promise.resolve({ conflicts: [], parked: 0 });
+  const inDoubt = new Map([[7, new Error('no')]]);
+  await expect(tryAll({ owesTries: true, inDoubt, tryParked })).rejects.toThrow(
+    'After 100 tries table 7 is in doubt (no)',
+  );
+  await expect(tryAll({ owesTries: true, inDoubt: new Map(), tryParked })).rejects.toThrow(
+    'After 100 tries parked rows had no turn',
+  );
+});

@@ -89,10 +89,21 @@ export async function applyPatiently(store: Store, batch: Batch): Promise<Receip
   return { ...receipt, conflicts, parked };
 }
 
-/** Does what is owed behind commits. */
-export async function tryAll(store: Store): Promise<readonly Settled[]> {
+/** Far more tries than any test's rows need; what is left after them fails each time. */
+const TRIES = 100;
+
+/** Does what is owed behind commits. Throws when so many tries were not enough. */
+export async function tryAll(store: Pick<Store, 'owesTries' | 'inDoubt' | 'tryParked'>): Promise<readonly Settled[]> {
   const all: Settled[] = [];
-  while (store.owesTries) all.push(await store.tryParked());
+  while (store.owesTries) {
+    if (all.length === TRIES) {
+      const doubts = [...store.inDoubt].map(
+        ([oid, error]) => `table ${oid} is in doubt (${error?.message ?? 'no error'})`,
+      );
+      throw new Error(`After ${TRIES} tries ${doubts.join(', ') || 'parked rows had no turn'}`);
+    }
+    all.push(await store.tryParked());
+  }
   return all;
 }
 

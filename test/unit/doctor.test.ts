@@ -1,8 +1,11 @@
 import { readFileSync } from 'node:fs';
 import type pg from 'pg';
 import { describe, expect, it } from 'vitest';
+import { CoregentError } from '../../src/model/error.ts';
+import { Secret } from '../../src/model/secret.ts';
+import type { Queryable } from '../../src/pg/connect.ts';
 import { clockFindings } from '../../src/pg/doctor.ts';
-import { versionFindings } from '../../src/pg/doctor-server.ts';
+import { unreachable, versionFindings } from '../../src/pg/doctor-server.ts';
 import { guardedTrigger } from '../../src/pg/doctor-tables.ts';
 import { findings } from '../../src/pg/findings.ts';
 import { grantsText } from '../../src/pg/grants.ts';
@@ -63,9 +66,57 @@ describe('settings', () => {
     ],
     ['cloudsql.logical_decoding', ['Set cloudsql.logical_decoding = on in the flags of the instance, and restart.']],
     ['alloydb.logical_decoding', ['Set alloydb.logical_decoding = on in the flags of the instance, and restart.']],
+    ['azure.extensions', ['Set wal_level = logical in the server parameters, and restart.']],
   ])('are changed as a server that knows %s wants it', async (sign, cure) => {
-    const query = () => Promise.resolve({ rows: sign ? [{ name: sign }] : [] } as unknown as pg.QueryResult);
-    expect((await settingsOf({ query }))('wal_level', 'logical', 'restart')).toEqual(cure);
+    expect((await settingsOf(knowing(sign)))('wal_level', 'logical', 'restart')).toEqual(cure);
+  });
+
+  it.each([
+    ['max_slot_wal_keep_size', 51_200, '50GB', '51200'],
+    ['max_slot_wal_keep_size', 1_500, '1500MB', '1500'],
+    ['wal_sender_timeout', 60_000, '60s', '60000'],
+    ['wal_sender_timeout', 1_500, '1500ms', '1500'],
+    ['max_wal_senders', 20, '20', '20'],
+    ['idle_replication_slot_timeout', 0, '0', '0'],
+  ])('%s of %i has a unit in SQL, and is a bare number for services', async (name, value, sql, bare) => {
+    const own = await settingsOf(knowing());
+    expect(own(name, value, 'reload')).toEqual([`alter system set ${name} = '${sql}'`, 'select pg_reload_conf()']);
+    const cloud = await settingsOf(knowing('cloudsql.logical_decoding'));
+    expect(cloud(name, value, 'reload')).toEqual([`Set ${name} = ${bare} in the flags of the instance.`]);
+  });
+
+  it('that nobody can change have no cure', async () => {
+    const azure = await settingsOf(knowing('azure.extensions'));
+    expect(azure('max_slot_wal_keep_size', 51_200, 'reload')).toEqual([]);
+    expect(azure('wal_sender_timeout', 60_000, 'reload')).toEqual([
+      'Set wal_sender_timeout = 60000 in the server parameters.',
+    ]);
+  });
+
+  /** A server that has this setting of a service. */
+  function knowing(sign?: string): Queryable {
+    const rows = sign === undefined ? [] : [{ name: sign }];
+    return { query: () => Promise.resolve({ rows } as unknown as pg.QueryResult) };
+  }
+});
+
+describe('a region that lets nobody in', () => {
+  const cureOf = (url: string): readonly string[] => {
+    const region = { name: 'tokyo', id: 1, url: new Secret(url), localUrl: new Secret(url) };
+    return unreachable(new CoregentError('privilege_missing', 'permission denied for database'), region, true).cure;
+  };
+
+  it('is cured by a grant where the url names role and database', () => {
+    const grant = ['grant connect on database "my shop" to "a%b"'];
+    expect(cureOf('postgres://a%25b:x@h/my%20shop')).toEqual(grant);
+    // As the driver reads them.
+    expect(cureOf('postgres://a%b:x@h/my%20shop')).toEqual(grant);
+    expect(cureOf('postgres://%ff@h/shop')).toHaveLength(1);
+    expect(cureOf('postgres://other@h/my%20shop?user=a%25b')).toEqual(grant);
+  });
+
+  it.each(['postgres://h/shop', 'postgres://r@h', 'postgres://r@h/'])('is not where it is %s', (url) => {
+    expect(cureOf(url)).toEqual(['Give the role what `coregent doctor --grants` prints.']);
   });
 });
 
