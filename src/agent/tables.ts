@@ -31,7 +31,7 @@ export async function compareTables(
     if (reason === undefined) continue;
     differing.set(id, reason);
     const label = (mine ?? theirs)!.label;
-    await pauseTable(apply, slot, { id, label, reason });
+    await pauseTable(apply, slot, { id, label, reason, unsent: theirs?.unpublished ?? false });
     pauses({ table: id, label, reason });
   }
   const alike = (await findTables(apply)).filter((table) => {

@@ -94,17 +94,22 @@ export function passSteps(slot: string, passed: ReadonlyMap<string, Passed>): St
   }));
 }
 
-/** The table pauses: says so in the catalog, without anything passed over yet. */
+/**
+ * The table pauses: says so in the catalog, without anything passed over yet. With `unsent` the peer does not send all of it:
+ * nothing will show what was left out, and the whole table is owed from now on, whoever puts it back.
+ */
 export async function pauseTable(
   client: Queryable,
   slot: string,
-  table: { readonly id: string; readonly label: string; readonly reason: string },
+  table: { readonly id: string; readonly label: string; readonly reason: string; readonly unsent: boolean },
 ): Promise<void> {
   await client.query(
-    `insert into coregent.paused as p (slot, table_id, table_name, reason) values ($1, $2, $3, $4)
-      on conflict (slot, table_id) do update set reason = excluded.reason, joining = false
-      where p.reason <> excluded.reason or p.joining`,
-    [slot, table.id, table.label, table.reason],
+    `insert into coregent.paused as p (slot, table_id, table_name, reason, min_version, passes)
+      values ($1, $2, $3, $4, case when $5::bool then 0 end, $5::bool::int)
+      on conflict (slot, table_id) do update
+      set reason = excluded.reason, min_version = least(p.min_version, excluded.min_version), passes = p.passes + excluded.passes, joining = false
+      where p.reason <> excluded.reason or p.joining or $5::bool and p.min_version is distinct from 0`,
+    [slot, table.id, table.label, table.reason, table.unsent],
   );
 }
 
