@@ -115,9 +115,10 @@ export class Decoder {
     return this.#batch.committedAtMs;
   }
 
-  /** Whether nothing waits here: no row, those of an open transaction included, and nothing passed over. */
+  /** Whether nothing waits here: no row, those of an open transaction included, no commit of what was taken, and nothing passed over. */
   get empty(): boolean {
-    return this.#batch.rows === 0 && this.#batch.passed.size === 0 && !this.#spilled && this.#committed === undefined;
+    const { rows, transactions, passed } = this.#batch;
+    return rows === 0 && transactions === 0 && passed.size === 0 && !this.#spilled && this.#committed === undefined;
   }
 
   /** Whether rows of the table are passed over as its last description stands. */
