@@ -26,7 +26,6 @@ import { Decoder } from '../pipe/decode.ts';
 import { Pipe } from '../pipe/pipe.ts';
 import { type DatabaseClock, FarAhead } from './clock.ts';
 import { Ending } from './ending.ts';
-import { growthMs } from './growth.ts';
 import { Link } from './link.ts';
 import { backoffMs, soonest } from './reach.ts';
 import { Rejoin } from './rejoin.ts';
@@ -61,6 +60,8 @@ const FLUSH_POLL_MS = 100;
 const AHEAD_PATIENCE_MS = 2_000;
 /** After so many looks the flush is forced: the writer of the local WAL sees no reason to hurry. */
 const FLUSH_PATIENCE = 10;
+/** While a peer sends without a pause, a batch is let grow to so many rows: a large one costs far less per row. */
+const GATHER_ROWS = 2_000;
 /** How often the peer's clock, slot and liveness are looked at, in ms. */
 const PROBE_MS = 5_000;
 const PROBE_TIMEOUT_MS = 15_000;
@@ -288,7 +289,7 @@ export class Peer {
       decoder,
       acks,
       resume: () => this.link.parts.walsender?.resume(),
-      growMs: () => growthMs(decoder, link.clock, link.parts.walsender?.bursting === true),
+      more: () => this.link.parts.walsender?.bursting === true && decoder.rows < GATHER_ROWS,
       reachClock: (batch) => this.#reachClock(batch, clock, stopping),
       apply: (batch) =>
         this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),

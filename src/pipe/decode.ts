@@ -110,11 +110,6 @@ export class Decoder {
     return this.#batch.rows + (this.#committed?.stream.decoder.rows ?? this.#ahead?.waiting ?? 0);
   }
 
-  /** When the last whole transaction in the batch was committed at its origin, in ms since 1970; 0: there is none. */
-  get committedAtMs(): number {
-    return this.#batch.committedAtMs;
-  }
-
   /** Whether nothing waits here: no row, those of an open transaction included, no commit of what was taken, and nothing passed over. */
   get empty(): boolean {
     const { rows, transactions, passed } = this.#batch;

@@ -14,8 +14,8 @@ export interface PipeParts<R extends Applied> {
   readonly decoder: Decoder;
   /** Lets the peer send on, where a full batch had stopped it. */
   readonly resume: () => void;
-  /** How long, in ms since the last batch was done, one that is ready is better left to grow; 0: it is taken at once. */
-  readonly growMs: () => number;
+  /** Whether a batch that is ready grows at this very moment and is better taken a little later. */
+  readonly more: () => boolean;
   /** Resolves when this region's clock has passed every version of the batch. */
   readonly reachClock: (batch: Batch) => Promise<void>;
   /** stage, resolve and commit. */
@@ -31,6 +31,8 @@ export interface PipeParts<R extends Applied> {
   readonly wait: <T>(work: Promise<T>) => Promise<T>;
 }
 
+/** A batch that still grows is taken so many ms after the last one at the latest. */
+const GROW_MS = 20;
 /** Of the time no more than one part in so many goes to parked rows, and they rest for so many ms at least. */
 const SETTLE_SHARE = 10;
 const SETTLE_REST_MS = 100;
@@ -59,7 +61,7 @@ export class Pipe<R extends Applied> {
 
   /** Runs until a part throws. While a batch commits, the next one fills: the slower the commit, the larger the batch. */
   async run(): Promise<never> {
-    const { decoder, resume, growMs, reachClock, apply, owes, settle, acks, applied, wait } = this.#parts;
+    const { decoder, resume, more, reachClock, apply, owes, settle, acks, applied, wait } = this.#parts;
     /** Applied, and not yet acknowledged. */
     let unsaid: Parameters<Acknowledger['applied']> | undefined;
     let settleAtMs = 0;
@@ -78,10 +80,8 @@ export class Pipe<R extends Applied> {
     this.#applying = owes();
     for (;;) {
       const freeAtMs = performance.now();
-      for (;;) {
-        const growsMs = decoder.ready && !decoder.full ? growMs() + freeAtMs - performance.now() : 0;
-        if (decoder.ready && growsMs <= 0) break;
-        const restMs = decoder.ready ? growsMs : owes() ? settleAtMs - performance.now() : undefined;
+      while (!decoder.ready || (more() && !decoder.full && performance.now() - freeAtMs < GROW_MS)) {
+        const restMs = decoder.ready || !owes() ? undefined : settleAtMs - performance.now();
         if (restMs !== undefined && restMs <= 0) await settleNow();
         else await wait(this.#woken(restMs));
       }
@@ -104,11 +104,8 @@ export class Pipe<R extends Applied> {
   /** Resolves when {@link decoded} is called, or after so many ms. */
   #woken(withinMs: number | undefined): Promise<void> {
     return new Promise((resolve) => {
-      const timer = withinMs === undefined ? undefined : setTimeout(() => this.decoded(), withinMs).unref();
-      this.#wake = () => {
-        clearTimeout(timer);
-        resolve();
-      };
+      this.#wake = resolve;
+      if (withinMs !== undefined) setTimeout(() => this.decoded(), withinMs).unref();
     });
   }
 }
