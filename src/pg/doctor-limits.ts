@@ -3,7 +3,7 @@ import type { Config, RegionConfig } from '../config.ts';
 import { ident } from '../quote.ts';
 import { slotName } from './catalog.ts';
 import { type Finding, type FindingCode, finding } from './findings.ts';
-import { settingsOf } from './service.ts';
+import type { ChangeSetting } from './service.ts';
 
 /** What a server and a role may have at once, and what is left of it. Walsenders are no connections, but count for roles and databases. */
 interface Limits {
@@ -63,7 +63,12 @@ where r.rolname = session_user and d.datname = current_database()`;
 const ENOUGH = 20;
 
 /** Whether a region has what its own agent and those of the other regions take of it: slots, walsenders, origins and connections. */
-export async function examineLimits(client: pg.Client, config: Config, region: RegionConfig): Promise<Finding[]> {
+export async function examineLimits(
+  client: pg.Client,
+  config: Config,
+  region: RegionConfig,
+  change: ChangeSetting,
+): Promise<Finding[]> {
   const limits = (await client.query(LIMITS)).rows[0] as Limits;
   const here = region.name;
   const others = config.regions.filter((other) => other !== region);
@@ -79,7 +84,6 @@ export async function examineLimits(client: pg.Client, config: Config, region: R
       ),
     );
   };
-  const change = await settingsOf(client);
   const raise = (name: string, most: number, by: number): string[] =>
     change(name, Math.max(ENOUGH, most + by), 'restart');
 

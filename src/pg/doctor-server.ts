@@ -90,7 +90,7 @@ export async function examineServer(
     ...versionFindings(facts.version, facts.version_text, here),
     ...(await ofStream(client, region)),
     ...ofSettings(facts, config, region, change),
-    ...(await examineLimits(client, config, region)),
+    ...(await examineLimits(client, config, region, change)),
     ...ofSlots(facts, config, region, change),
     ...(await ofRole(client, facts, here)),
     ...(await ofUnstamped(client, facts, region)),

@@ -1,6 +1,7 @@
 import type { RegionConfig } from '../config.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { connect } from './connect.ts';
+import { settingsOf } from './service.ts';
 import type { OpenRegion } from './setup.ts';
 
 /** PostgreSQL's effective `wal_level`, as a column. */
@@ -27,9 +28,10 @@ export async function tryStream(region: RegionConfig, purpose: string): Promise<
 export async function refuseStreamless({ region, client }: OpenRegion): Promise<void> {
   const { rows } = await client.query(`select ${WAL_LEVEL}`);
   if (rows[0].wal_level !== 'logical') {
+    const change = await settingsOf(client);
     throw new CoregentError('peer_not_ready', `wal_level is ${rows[0].wal_level}`, {
       where: region.name,
-      cure: `alter system set wal_level = 'logical'; and restart that server. \`coregent doctor\` says what else is missing.`,
+      cure: `${change('wal_level', 'logical', 'restart').join('; ')} \`coregent doctor\` says what else is missing.`,
     });
   }
   try {
