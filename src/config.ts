@@ -3,18 +3,14 @@ import { z } from 'zod';
 import { exactness, globMatches, splitGlob } from './glob.ts';
 import { CoregentError, classify, type Fault } from './model/error.ts';
 import { nearest } from './model/nearest.ts';
+import { COLUMN_RULES, LWW, type Rule, TABLE_RULES } from './model/rule.ts';
 import { Secret } from './model/secret.ts';
 import { parseDuration, parseSize } from './model/units.ts';
 import { serverOf, urlFault } from './url.ts';
 import { readYaml, type YamlText } from './yaml.ts';
 
-/** How a table settles concurrent writes. */
-export interface TableRule {
-  readonly conflict: 'lww';
-}
-
-/** A table rule and the tables it is for: `schema.table`, where `*` stands for any characters and `?` for one. */
-export interface TableGlob extends TableRule {
+/** What is said of the tables that a glob names: `schema.table`, where `*` stands for any characters and `?` for one. */
+export interface TableGlob extends Partial<Rule> {
   readonly glob: string;
 }
 
@@ -34,8 +30,8 @@ export interface Config {
   readonly cluster: string;
   /** In the order of the file; at least two. */
   readonly regions: readonly RegionConfig[];
-  readonly defaults: TableRule;
-  /** The least exact glob first, so that the last match decides. */
+  readonly defaults: Rule;
+  /** The least exact glob first: each further match refines what those before it say. */
   readonly tables: readonly TableGlob[];
   readonly clock: { readonly maxOffsetMs: number; readonly settleMs: number };
   readonly batch: { readonly rows: number; readonly bytes: number };
@@ -66,14 +62,18 @@ const url = z.string().superRefine((text, context) => {
 const duration = (least: number, most: number) =>
   unit(parseDuration, 'a duration like 500ms, 5s, 1h or 7d', least, most);
 const size = (least: number, most: number) => unit(parseSize, 'a size like 64MB or 1GiB', least, most);
-const rule = { conflict: z.literal('lww').optional() };
+
+/** What this version carries out: a clear fault beats a rule silently not kept. */
+const tableRules = TABLE_RULES.filter((rule) => ['lww'].includes(rule));
+const columnRules = COLUMN_RULES.filter((rule) => ([] as string[]).includes(rule));
+const conflict = z.enum(tableRules).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });
-const table = z.strictObject(rule);
+const table = z.strictObject({ conflict, columns: z.record(z.string(), z.enum(columnRules)).optional() });
 const schema = z.strictObject({
   cluster: name,
   regions: z.record(z.string(), region),
-  defaults: z.strictObject(rule).optional(),
+  defaults: z.strictObject({ conflict }).optional(),
   tables: z.record(z.string(), table.nullable()),
   clock: z
     .strictObject({ max_offset: duration(1, 60 * MINUTE).optional(), settle: duration(SECOND, DAY).optional() })
@@ -94,9 +94,10 @@ const schema = z.strictObject({
     .optional(),
 });
 
-/** Words of the design that this version does not carry out yet: a clear fault beats a rule silently not kept. */
-const laterRules = ['fww', 'columns', 'siblings', 'custom', 'owner', 'strong'];
-const laterTableKeys = ['columns', 'owner'];
+/** Words of the design that this version does not carry out yet. */
+const laterRules = [...TABLE_RULES, 'owner', 'strong'].filter((rule) => !(tableRules as string[]).includes(rule));
+const laterColumnRules = [...COLUMN_RULES, 'escrow'].filter((rule) => !(columnRules as string[]).includes(rule));
+const laterTableKeys = ['owner', 'custom'];
 
 /** Reads and checks the file. Fails with `config_missing` or `config_invalid`, the latter with every fault at once. */
 export async function loadConfig(path: string, env: Env = process.env): Promise<Config> {
@@ -131,13 +132,16 @@ export function parseConfig(text: string, from: { path: string; env: Env }): Con
 }
 
 /** The rule of a table, or undefined when no glob names it and it is not replicated. */
-export function ruleFor(config: Config, schema: string, table: string): TableRule | undefined {
-  const found = config.tables.findLast(({ glob }) => globMatches(glob, schema, table));
-  return found && { conflict: found.conflict };
+export function ruleFor(config: Config, schema: string, table: string): Rule | undefined {
+  const found = config.tables.filter(({ glob }) => globMatches(glob, schema, table));
+  if (found.length === 0) return undefined;
+  const columns = Object.assign({}, ...found.map((entry) => entry.columns));
+  const { conflict, custom } = Object.assign({ ...config.defaults }, ...found);
+  return { conflict, columns, ...(custom === undefined ? {} : { custom }) };
 }
 
 function complete(file: z.output<typeof schema>, path: string): Config {
-  const defaults: TableRule = { conflict: file.defaults?.conflict ?? 'lww' };
+  const defaults: Rule = { ...LWW, ...said(file.defaults) };
   return {
     cluster: file.cluster,
     regions: Object.entries(file.regions).map(([name, region]) => ({
@@ -148,7 +152,7 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     })),
     defaults,
     tables: Object.entries(file.tables)
-      .map(([glob, entry]) => ({ glob, conflict: entry?.conflict ?? defaults.conflict }))
+      .map(([glob, entry]) => ({ glob, ...said(entry) }))
       .sort((a, b) => exactness(a.glob) - exactness(b.glob)),
     clock: { maxOffsetMs: file.clock?.max_offset ?? 500, settleMs: file.clock?.settle ?? MINUTE },
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
@@ -157,6 +161,13 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY, limit: file.conflicts?.limit ?? 1_000_000 },
     path,
   };
+}
+
+type Said = Pick<Partial<Rule>, 'conflict' | 'columns'>;
+
+/** What an entry says, without the keys that it leaves out. */
+function said(entry: { [K in keyof Said]: Said[K] | undefined } | null | undefined): Said {
+  return Object.fromEntries(Object.entries(entry ?? {}).filter(([, value]) => value !== undefined));
 }
 
 interface Found {
@@ -174,7 +185,7 @@ function describe(issue: z.core.$ZodIssue, yaml: YamlText): Found[] {
     case 'invalid_type':
       return [{ path, message: written === undefined ? 'is missing' : `must be ${article(issue.expected)}` }];
     case 'invalid_value':
-      return [{ path, message: unknownRule(written) }];
+      return [{ path, message: unknownRule(path, written) }];
     case 'too_small':
       return [{ path, message: `must be at least ${issue.minimum}` }];
     case 'too_big':
@@ -189,10 +200,13 @@ function article(type: string): string {
   return words[type] ?? 'a map of keys and values';
 }
 
-function unknownRule(written: unknown): string {
-  if (laterRules.includes(String(written))) return `the rule \`${written}\` is not yet available; use \`lww\``;
-  const near = typeof written === 'string' ? nearest(written, ['lww', ...laterRules]) : undefined;
-  return `is not a known rule${near ? `; did you mean \`${near}\`?` : '; use `lww`'}`;
+function unknownRule(path: readonly string[], written: unknown): string {
+  const column = path.at(-1) !== 'conflict';
+  const [known, later] = column ? [columnRules, laterColumnRules] : [tableRules, laterRules];
+  const instead = known.length > 0 ? `; use ${known.map((rule) => `\`${rule}\``).join(', ')}` : '; leave it out';
+  if (later.includes(String(written))) return `the rule \`${written}\` is not yet available${instead}`;
+  const near = typeof written === 'string' ? nearest(written, [...known, ...later]) : undefined;
+  return `is not a known rule${near ? `; did you mean \`${near}\`?` : instead}`;
 }
 
 function unknownKey(path: readonly string[], key: string): string {

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import type { Rule } from './rule.ts';
 
 /** One column that travels between regions. Generated columns do not. */
 export interface Column {
@@ -23,7 +24,7 @@ export interface Table {
   readonly oid: number;
   readonly schema: string;
   readonly name: string;
-  /** Application columns in this region's order. */
+  /** Application columns in this region's order, and {@link STATE} where the rule needs one. */
   readonly columns: readonly Column[];
   /** Names of the primary key's columns, in key order. */
   readonly key: readonly string[];
@@ -34,14 +35,21 @@ export interface Table {
    * Where they may differ (`numeric` 1.0 and 1.00) the database, not the agent, must decide which rows are one.
    */
   readonly exactKey: boolean;
+  /** How it settles concurrent writes; undefined: `lww`. */
+  readonly rule?: Rule;
 }
 
 /** The version of the write that a row shows. */
 export const VERSION = '_coregent_version';
 /** The version that this write replaced. */
 export const PARENT = '_coregent_parent';
+/** What a rule needs besides (see `familyOf`), as `jsonb`; null: just what the row's last write makes of it. */
+export const STATE = '_coregent_state';
 /** Only in flight: the version that the first of several collapsed writes replaced. */
 export const FIRST = '_coregent_first';
+
+/** Our columns of a replicated table, which are not the application's. */
+export const OURS: readonly string[] = [VERSION, PARENT, STATE];
 
 /** A short stable name for a table, equal in every region; safe where identifiers are limited to 63 bytes. */
 export function tableId(table: { readonly schema: string; readonly name: string }): string {

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
-import { type Column, PARENT, type Table, VERSION } from '../model/table.ts';
+import { parseRule } from '../model/rule.ts';
+import { type Column, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { findTypes } from './types.ts';
 
 /** A table as inspection finds it, replicated or not. */
@@ -94,7 +95,9 @@ export async function findTables(client: pg.Client): Promise<FoundTable[]> {
       stamped: found.some((column) => column.name === VERSION) && found.some((column) => column.name === PARENT),
       triggers: row.triggers,
       estimatedRows: row.estimated_rows,
-      definitions: new Map(travelling.map(({ name, oid }) => [name, types.get(oid)!.definition])),
+      definitions: new Map(
+        travelling.filter(({ name }) => name !== STATE).map(({ name, oid }) => [name, types.get(oid)!.definition]),
+      ),
       typeFaults: travelling.flatMap(({ name, oid }) => {
         const { fault } = types.get(oid)!;
         return fault ? [`the column ${name} ${fault}`] : [];
@@ -121,7 +124,7 @@ export async function readInstalled(client: pg.Client, where: string): Promise<I
   const { rows } = await client.query(
     `select (select version from coregent.catalog) as version,
       (select json_build_object('id', id, 'name', name, 'cluster', cluster) from coregent.this_region) as region,
-      (select coalesce(json_agg(json_build_object('schema', schema_name, 'name', table_name, 'rule', rule) order by 1), '[]') from coregent.tables) as tables`,
+      (select coalesce(json_agg(json_build_object('schema', schema_name, 'name', table_name, 'rule', rule) order by schema_name, table_name), '[]') from coregent.tables) as tables`,
   );
   const [row] = rows;
   if (row.version > CATALOG_VERSION) {
@@ -139,9 +142,10 @@ export async function readTables(client: pg.Client, where: string): Promise<Tabl
   const installed = await readInstalled(client, where);
   if (!installed) throw new CoregentError('schema_missing', 'schema coregent is not there', { where });
   const found = await findTables(client);
-  return installed.tables.flatMap(
-    ({ schema, name }) => found.find((candidate) => candidate.schema === schema && candidate.name === name) ?? [],
-  );
+  return installed.tables.flatMap(({ schema, name, rule }) => {
+    const table = found.find((candidate) => candidate.schema === schema && candidate.name === name);
+    return table ? { ...table, rule: parseRule(rule) } : [];
+  });
 }
 
 /** The slot at `peer` from which `puller` reads; also the name of the replication origin at `puller`. */

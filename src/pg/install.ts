@@ -3,9 +3,12 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
+import { familyOf, LWW } from '../model/rule.ts';
 import {
   deletesName,
+  OURS,
   PARENT,
+  STATE,
   type Table,
   TOMBSTONES,
   tableId,
@@ -162,7 +165,7 @@ async function readRemembered(client: pg.Client): Promise<Map<string, Readonly<R
 /** Deletes are remembered by the key as it is now: its columns may have other types than they had. Throws `refused` for another key. */
 function rememberSql(table: Table, types: Readonly<Record<string, string>> | undefined, where: string): string[] {
   if (!types) return [];
-  const before = Object.keys(types).filter((name) => name !== VERSION && name !== PARENT);
+  const before = Object.keys(types).filter((name) => !OURS.includes(name));
   if (before.length !== table.key.length || before.some((name) => !table.key.includes(name))) {
     throw new CoregentError(
       'refused',
@@ -194,6 +197,17 @@ function addColumns(version: string, parent: string): string {
   const add = (name: string, value: string): string =>
     `add column if not exists ${ident(name)} int8 not null default ${value}`;
   return `${add(VERSION, version)}, ${add(PARENT, parent)}`;
+}
+
+/** Rows have a state where the rule needs one, tombstones where it keeps versions side by side. */
+function stateSql(table: Table): string[] {
+  const family = familyOf(table.rule ?? LWW);
+  const change = (needed: boolean): string =>
+    needed ? `add column if not exists ${ident(STATE)} jsonb` : `drop column if exists ${ident(STATE)}`;
+  return [
+    `alter table ${qualified(table.schema, table.name)} ${change(family !== 'rows')}`,
+    `alter table ${qualified('coregent', tombstoneName(table))} ${change(family === 'versions')}`,
+  ];
 }
 
 /** A version of the statement's time, as SQL; stable, so that a column with this default rewrites no row. */
@@ -248,6 +262,7 @@ function tableSql(
           `alter table ${target} alter column ${ident(VERSION)} set default 0, alter column ${ident(PARENT)} set default 0`,
           oweAgain(table, 'select slot from coregent.progress'),
         ]),
+    ...stateSql(table),
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} ${what}`),
@@ -289,9 +304,7 @@ export async function removalSql(client: pg.Client): Promise<string[]> {
       if (always) statements.push(`alter table ${qualified(schema, name)} enable trigger ${ident(trigger)}`);
     }
     if (table.stamped && table.kind !== 'partition') {
-      statements.push(
-        `alter table ${target} drop column if exists ${ident(VERSION)}, drop column if exists ${ident(PARENT)}`,
-      );
+      statements.push(`alter table ${target} ${OURS.map((name) => `drop column if exists ${ident(name)}`).join(', ')}`);
     }
   }
   statements.push('drop schema if exists coregent cascade');

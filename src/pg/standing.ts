@@ -1,4 +1,4 @@
-import { PARENT, TOMBSTONES, tableId, VERSION } from '../model/table.ts';
+import { OURS, PARENT, TOMBSTONES, tableId, VERSION } from '../model/table.ts';
 import { literal } from '../quote.ts';
 import { PUBLICATION } from './catalog.ts';
 import type { Queryable } from './connect.ts';
@@ -22,6 +22,8 @@ export interface Standing {
   readonly id: string;
   /** How people write the table's name. */
   readonly label: string;
+  /** Its rule; see `ruleText`. */
+  readonly rule: string;
   /** Why the table cannot take part as its own region has it; undefined when it can. */
   readonly fault: string | undefined;
   /** Why nothing can be applied to it, though its own rows can travel. */
@@ -44,7 +46,7 @@ export interface Standings {
 export const WHOLE = `coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is null`;
 
 const READ = `
-select t.table_id as id, t.schema_name as schema, t.table_name as name, c.relkind as kind, c.oid::int8 as relation,
+select t.table_id as id, t.schema_name as schema, t.table_name as name, t.rule, c.relkind as kind, c.oid::int8 as relation,
   (select coalesce(json_agg(json_build_object('name', a.attname, 'oid', a.atttypid::int8, 'modifier', a.atttypmod,
       'written', format_type(a.atttypid, a.atttypmod),
       'type', format_type(a.atttypid, a.atttypmod)
@@ -80,6 +82,7 @@ export async function readStandings(client: Queryable): Promise<Standings> {
     return {
       id: tableId(row),
       label: `${row.schema}.${row.name}`,
+      rule: row.rule,
       fault: faultOf(row.kind, columns, key, row.buried ?? {}),
       barred: row.bars === null ? undefined : `has the rule ${row.bars}, which bars upserts: drop it`,
       unpublished: row.unpublished,
@@ -102,7 +105,7 @@ function faultOf(
   const names = new Set(columns.map(({ name }) => name));
   if (!names.has(VERSION) || !names.has(PARENT)) return 'has no versions: run `coregent apply`';
   const types = new Map(columns.map((column) => [column.name, column.written]));
-  const remembered = Object.keys(buried).filter((name) => name !== VERSION && name !== PARENT);
+  const remembered = Object.keys(buried).filter((name) => !OURS.includes(name));
   if (remembered.length !== key.length || key.some((name) => types.get(name) !== buried[name])) {
     return 'has another key than its deletes are remembered by: run `coregent apply`';
   }
@@ -117,6 +120,9 @@ export function disagreement(here: Standing | undefined, there: Standing | undef
   if (there.fault) return `at the peer it ${there.fault}`;
   if (there.unpublished) return 'the peer does not send all of it: run `coregent apply`';
   if (here.barred) return `here it ${here.barred}`;
+  if (here.rule !== there.rule) {
+    return `its rule is ${here.rule} here and ${there.rule} at the peer: run \`coregent apply\``;
+  }
   const mine = new Map(here.columns.map((column) => [column.name, column]));
   const theirs = new Map(there.columns.map((column) => [column.name, column]));
   const what = [

@@ -1,6 +1,7 @@
 import { type Config, ruleFor } from '../config.ts';
 import { CoregentError, type Fault } from '../model/error.ts';
-import { tableLabel } from '../model/table.ts';
+import { type Rule, ruleText } from '../model/rule.ts';
+import { type Column, STATE, tableLabel } from '../model/table.ts';
 import { ident, qualified } from '../quote.ts';
 import { mayReplicate } from './applier.ts';
 import { type FoundTable, findTables } from './catalog.ts';
@@ -12,6 +13,7 @@ import type { Warning } from './warning.ts';
 /** A table to replicate and what each region has of it, in the order of the regions. */
 export interface ChosenTable {
   readonly label: string;
+  /** As the catalogs hold it; see `ruleText`. */
   readonly rule: string;
   readonly found: readonly FoundTable[];
   readonly details: readonly Details[];
@@ -77,7 +79,7 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
       if (message !== undefined) faults.push({ label, region: names[index]!, message, cure });
     }
     if (faults.length > before) continue;
-    const tables = found.map((each) => each!.table);
+    const tables = found.map((each) => ({ ...each!.table, rule }));
     const [first, ...others] = found as [Inspected, ...Inspected[]];
     for (const [index, other] of others.entries()) {
       const [message, ...cure] = difference(first, other);
@@ -85,7 +87,7 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
         faults.push({ label, region: names[index + 1]!, message: `${message} (compared with ${names[0]})`, cure });
       }
     }
-    chosen.push({ label, rule, found: tables, details: found.map((each) => each!.details) });
+    chosen.push({ label, rule: ruleText(rule), found: tables, details: found.map((each) => each!.details) });
   }
   warnings.push(...chosen.flatMap((table) => tableWarnings(table, names)));
   const withObjects = names.filter((_, index) => perRegion[index]!.largeObjects);
@@ -104,8 +106,8 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
 function namedTables(
   config: Config,
   tables: readonly FoundTable[],
-): { readonly labels: Map<string, string>; readonly warnings: Warning[] } {
-  const labels = new Map<string, string>();
+): { readonly labels: Map<string, Rule>; readonly warnings: Warning[] } {
+  const labels = new Map<string, Rule>();
   const passed = new Map<string, string>();
   const exact = new Set(config.tables.map(({ glob }) => glob));
   for (const table of tables) {
@@ -115,7 +117,7 @@ function namedTables(
     if (table.kind === 'partition' && exact.has(label))
       passed.set(label, 'is a partition: name the table that it is a part of');
     else if (table.kind === 'other' && !exact.has(label)) passed.set(label, 'is not an ordinary table');
-    else if (table.kind !== 'partition') labels.set(label, rule.conflict);
+    else if (table.kind !== 'partition') labels.set(label, rule);
   }
   const warnings = [...passed].sort().map(
     ([object, why]): Warning => ({
@@ -263,15 +265,18 @@ const KEY_FAULTS: Readonly<Record<NonNullable<Details['keyFault']> | 'missing', 
 
 /** What makes `b` unfit to hold the rows of `a`. */
 function difference({ table: a, details: ours }: Inspected, { table: b, details: theirs }: Inspected): Unfit {
-  const missing = a.columns.find((column) => !b.columns.some((other) => other.name === column.name));
+  const travelling = ({ columns }: FoundTable): readonly Column[] => columns.filter(({ name }) => name !== STATE);
+  const all = travelling(a);
+  const others = travelling(b);
+  const missing = all.find((column) => !others.some((other) => other.name === column.name));
   if (missing) {
     const { name, type } = missing;
     return [`lacks the column ${name}`, `alter table ${qualified(b.schema, b.name)} add column ${ident(name)} ${type}`];
   }
-  const extra = b.columns.find((column) => !a.columns.some((other) => other.name === column.name));
+  const extra = others.find((column) => !all.some((other) => other.name === column.name));
   if (extra) return [`has a further column ${extra.name}`, 'Add it in the other regions, or drop it here.'];
-  for (const column of a.columns) {
-    const other = b.columns.find((each) => each.name === column.name)!;
+  for (const column of all) {
+    const other = others.find((each) => each.name === column.name)!;
     if (other.type !== column.type) {
       return [
         `has the column ${column.name} as ${other.type}, not ${column.type}`,

@@ -1,7 +1,8 @@
 import type pg from 'pg';
 import type { Table } from '../model/table.ts';
 import { makeStaging, type Staging } from '../pipe/batch.ts';
-import { type Compiled, compile } from '../resolve/compile.ts';
+import { compile } from '../resolve/compile.ts';
+import type { Compiled } from '../resolve/compiled.ts';
 import type { Tuples } from '../wire/tuples.ts';
 
 /** One table as this session applies it. */
@@ -27,7 +28,7 @@ export async function prepareTargets(client: pg.Client, tables: readonly Table[]
     ]);
     targets.push({
       compiled,
-      staging: makeStaging(table, compiled.rowColumns),
+      staging: makeStaging(table, compiled.rowColumns, compiled.tombstoneColumns),
       rowTypeOid: Number(rows[0].r),
       tombstoneTypeOid: Number(rows[0].k),
     });

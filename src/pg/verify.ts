@@ -1,6 +1,6 @@
 import type { Config } from '../config.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
-import { PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { OURS, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
@@ -199,7 +199,7 @@ async function look(open: readonly OpenRegion[], table: Table, keys: readonly Su
         const { rows } = await client.query(
           `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
           union all
-          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t.*) - array['${VERSION}', '${PARENT}'] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
+          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
         );
         // Rows come behind tombstones and take their place: a row that is there is newer than its tombstone.
         for (const { key, ...seen } of rows) found.set(JSON.stringify(key), seen);

@@ -1,5 +1,5 @@
 import type { LSN } from '../model/lsn.ts';
-import { PARENT, type Table, VERSION } from '../model/table.ts';
+import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
 import { type Located, NULL_LENGTH, UNCHANGED_LENGTH, viewOf } from '../wire/pgoutput.ts';
 import { Tuples } from '../wire/tuples.ts';
@@ -23,16 +23,21 @@ export interface Staging {
 
 const INT8_OID = 20;
 const TEXT_OID = 25;
+const JSONB_OID = 3802;
 /** int8, int4, oid, date, timestamp, timestamptz: four or eight bytes, equal as numbers when equal as bytes. */
 const NUMBER_TYPES = new Set([20, 23, 26, 1082, 1114, 1184]);
 
-/** The staging of a table whose staged columns are `rowColumns`, version and parent the last two. */
-export function makeStaging(table: Table, rowColumns: readonly string[]): Staging {
-  const oids = new Map(table.columns.map(({ name, oid, asText }) => [name, asText ? TEXT_OID : oid]));
+/** The staging of a table whose staged columns are these, version and parent the last two of each. */
+export function makeStaging(table: Table, rowColumns: readonly string[], tombstoneColumns: readonly string[]): Staging {
+  const oids = new Map([
+    ...table.columns.map(({ name, oid, asText }) => [name, asText ? TEXT_OID : oid] as const),
+    ...[VERSION, PARENT].map((name) => [name, INT8_OID] as const),
+    [STATE, JSONB_OID] as const,
+  ]);
   return {
     table,
-    rowOids: rowColumns.map((name) => (name === VERSION || name === PARENT ? INT8_OID : oids.get(name)!)),
-    tombstoneOids: [...table.key.map((name) => oids.get(name)!), INT8_OID, INT8_OID],
+    rowOids: rowColumns.map((name) => oids.get(name)!),
+    tombstoneOids: tombstoneColumns.map((name) => oids.get(name)!),
     keyAt: table.key.map((name) => rowColumns.indexOf(name)),
     numberKey: table.key.length === 1 && NUMBER_TYPES.has(oids.get(table.key[0]!)!),
   };

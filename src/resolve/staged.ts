@@ -1,5 +1,5 @@
-import { FIRST, PARENT, type Table, VERSION } from '../model/table.ts';
-import { ident } from '../quote.ts';
+import { FIRST, OURS, STATE, type Table, VERSION } from '../model/table.ts';
+import { ident, literal } from '../quote.ts';
 
 /** FROM items with the alias `s`: the staged rows or tombstones in `$1`, at most one for each key. */
 export interface Sources {
@@ -53,10 +53,10 @@ export function sources(
  * not every `json` is a `jsonb` (a `\\u0000`, a number beyond all bounds), and a record must never fail.
  */
 export function imageJson(table: Table, alias: string): string {
-  const ours = `array['${VERSION}','${PARENT}','${FIRST}']`;
+  const ours = `array[${[...OURS, FIRST].map(literal).join(', ')}]`;
   if (!table.columns.some(({ holdsJson }) => holdsJson)) return `to_jsonb(${alias}.*) - ${ours}`;
-  const columns = table.columns.map(
-    ({ name, holdsJson }) => `${alias}.${ident(name)}${holdsJson ? `::text as ${ident(name)}` : ''}`,
-  );
+  const columns = table.columns
+    .filter(({ name }) => name !== STATE)
+    .map(({ name, holdsJson }) => `${alias}.${ident(name)}${holdsJson ? `::text as ${ident(name)}` : ''}`);
   return `(select to_jsonb(r) from (select ${columns.join(', ')}) as r)`;
 }

@@ -44,7 +44,11 @@ export function routeTo(staging: Staging): (relation: Relation) => Route | Passi
 
 /** How a table's rows are staged when its columns have these types. */
 export function stagingOf(table: Table): Staging {
-  return makeStaging(table, [...table.columns.map((column) => column.name), VERSION, PARENT]);
+  return makeStaging(
+    table,
+    [...table.columns.map((column) => column.name), VERSION, PARENT],
+    [...table.key, VERSION, PARENT],
+  );
 }
 
 /** One live row or tombstone of a batch, in plain values. */

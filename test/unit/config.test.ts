@@ -77,8 +77,8 @@ describe('a good file', () => {
 describe('globs', () => {
   const config = parse(good);
   it('name the tables that are replicated', () => {
-    expect(ruleFor(config, 'public', 'orders')).toEqual({ conflict: 'lww' });
-    expect(ruleFor(config, 'public', 'with.dot')).toEqual({ conflict: 'lww' });
+    expect(ruleFor(config, 'public', 'orders')).toEqual({ conflict: 'lww', columns: {} });
+    expect(ruleFor(config, 'public', 'with.dot')).toEqual({ conflict: 'lww', columns: {} });
     expect(ruleFor(config, 'other', 'orders')).toBeUndefined();
     expect(ruleFor(config, 'publicx', 'orders')).toBeUndefined();
     expect(ruleFor(config, 'public', 'orders\n')).toBeDefined();
@@ -122,7 +122,7 @@ tombstones: { interval: 1ms }
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
       '9 tables.public.carts.conflict the rule `siblings` is not yet available; use `lww`',
-      '10 tables.public.posts.columns is not yet available; leave it out',
+      '10 tables.public.posts.columns.likes the rule `counter` is not yet available; leave it out',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
       expect.stringMatching(/^13 batch.rows must be/),
