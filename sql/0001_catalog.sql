@@ -88,9 +88,15 @@ create table coregent.conflict_record (
   local_version bigint not null,
   incoming_version bigint not null,
   local_row jsonb,
-  incoming_row jsonb
+  incoming_row jsonb,
+  -- What a person made of it afterwards.
+  settled_at timestamptz,
+  settled_by text,
+  settled_how text,
+  -- The version of the write that this was; null when there was nothing to write.
+  settled_version bigint
 );
-create index on coregent.conflict_record (recorded_at);
+create index on coregent.conflict_record (recorded_at, id);
 -- A write that comes again (copied after it was streamed, or the other way round) is recorded once.
 create unique index on coregent.conflict_record (incoming_version, local_version, table_name, md5(key::text))
   where incoming_version <> local_version;
@@ -139,8 +145,15 @@ select
   c.incoming_version,
   l.name as local_origin,
   i.name as incoming_origin,
+  -- When each side was written, by its writer's clock; null for what was there before replication.
+  case when c.local_version > 127 then coregent.version_time(c.local_version) end as local_at,
+  case when c.incoming_version > 127 then coregent.version_time(c.incoming_version) end as incoming_at,
   c.local_row,
-  c.incoming_row
+  c.incoming_row,
+  c.settled_at,
+  c.settled_by,
+  c.settled_how,
+  c.settled_version
 from coregent.conflict_record c
 left join coregent.regions l on l.id = (c.local_version & 127)
 left join coregent.regions i on i.id = (c.incoming_version & 127);

@@ -5,7 +5,7 @@ import { CoregentError, classify, type Fault } from './model/error.ts';
 import { nearest } from './model/nearest.ts';
 import { COLUMN_RULES, LWW, type Rule, TABLE_RULES } from './model/rule.ts';
 import { Secret } from './model/secret.ts';
-import { parseDuration, parseSize } from './model/units.ts';
+import { parseDuration, parseRate, parseSize, type Rate } from './model/units.ts';
 import { serverOf, urlFault } from './url.ts';
 import { readYaml, type YamlText } from './yaml.ts';
 
@@ -36,7 +36,14 @@ export interface Config {
   readonly clock: { readonly maxOffsetMs: number; readonly settleMs: number };
   readonly batch: { readonly rows: number; readonly bytes: number };
   readonly tombstones: { readonly intervalMs: number };
-  readonly conflicts: { readonly retentionMs: number; readonly limit: number };
+  readonly conflicts: {
+    readonly retentionMs: number;
+    /** Most records that are kept, and most bytes of them. */
+    readonly limit: number;
+    readonly maxBytes: number;
+    /** More conflicts than this are an alarm; undefined: none is. */
+    readonly alert: Rate | undefined;
+  };
   /** Most WAL that a slot may keep before it is dropped, in bytes; undefined: no bound of ours. */
   readonly slots: { readonly maxWalBytes: number | undefined };
   /** The file it was read from. */
@@ -62,6 +69,13 @@ const url = z.string().superRefine((text, context) => {
 const duration = (least: number, most: number) =>
   unit(parseDuration, 'a duration like 500ms, 5s, 1h or 7d', least, most);
 const size = (least: number, most: number) => unit(parseSize, 'a size like 64MB or 1GiB', least, most);
+const rate = z.unknown().transform((given, context): Rate => {
+  const found = typeof given === 'string' ? parseRate(given) : undefined;
+  if (found && found.count > 0) return found;
+  const message = found ? 'must be at least 1' : 'must be a rate like 10/min (s, min, h or d)';
+  context.addIssue({ code: 'custom', message });
+  return z.NEVER;
+});
 
 /** What this version carries out: a clear fault beats a rule silently not kept. */
 const tableRules = TABLE_RULES.filter((rule) => ['lww'].includes(rule));
@@ -90,6 +104,8 @@ const schema = z.strictObject({
     .strictObject({
       retention: duration(MINUTE, 3650 * DAY).optional(),
       limit: z.int().min(100).max(1_000_000_000).optional(),
+      max_size: size(1024 ** 2, 1024 ** 5).optional(),
+      alert: rate.optional(),
     })
     .optional(),
 });
@@ -158,7 +174,12 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
     tombstones: { intervalMs: file.tombstones?.interval ?? MINUTE },
     slots: { maxWalBytes: file.slots?.max_wal },
-    conflicts: { retentionMs: file.conflicts?.retention ?? 30 * DAY, limit: file.conflicts?.limit ?? 1_000_000 },
+    conflicts: {
+      retentionMs: file.conflicts?.retention ?? 30 * DAY,
+      limit: file.conflicts?.limit ?? 1_000_000,
+      maxBytes: file.conflicts?.max_size ?? 1024 ** 3,
+      alert: file.conflicts?.alert,
+    },
     path,
   };
 }

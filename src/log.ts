@@ -58,6 +58,15 @@ export const events = {
 
   'batch.applied': { level: 'debug', doc: 'A batch was committed here.' },
   'conflict.recorded': { level: 'info', doc: 'Concurrent versions met; the record holds both.' },
+  'conflicts.alert': {
+    level: 'warn',
+    doc: 'More conflicts are recorded than conflicts.alert allows. Said once until there are fewer.',
+  },
+  'conflicts.calm': { level: 'info', doc: 'No more conflicts are recorded than conflicts.alert allows.' },
+  'conflicts.forgotten': {
+    level: 'warn',
+    doc: 'Records of conflicts went before their retention was over: more than conflicts.limit or conflicts.max_size.',
+  },
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
   'look.failed': {
     level: 'warn',

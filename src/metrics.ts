@@ -101,8 +101,14 @@ export const metrics = {
   conflicts: {
     name: 'coregent_conflicts_total',
     type: 'counter',
-    help: 'Concurrent versions that met, by kind and outcome.',
-    labels: ['type', 'resolution'],
+    help: 'Concurrent versions that met, by table, kind and outcome.',
+    labels: ['table', 'type', 'resolution'],
+  },
+  conflictAlert: {
+    name: 'coregent_conflict_alert',
+    type: 'gauge',
+    help: '1 while more conflicts are recorded than conflicts.alert allows, else 0; absent without that key.',
+    labels: [],
   },
   deadLetters: {
     name: 'coregent_dead_letters',

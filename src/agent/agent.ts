@@ -2,10 +2,11 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { createMetrics, type Metrics } from '../metrics.ts';
-import { type AgentState, type AgentStatus, SCHEMA_VERSION, type Tier } from '../model/api.ts';
+import { type AgentState, type AgentStatus, type ConflictAlert, SCHEMA_VERSION, type Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { pause } from '../pause.ts';
+import { readAlert } from '../pg/alert.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { leaderOf } from '../pg/earlier.ts';
@@ -36,6 +37,7 @@ export interface AgentOptions {
 
 const CLOCK_MS = 5_000;
 const MEASURE_MS = 1_000;
+const COUNT_MS = 2_000;
 const LOCAL_RETRY_MS = 1_000;
 
 /**
@@ -73,7 +75,9 @@ class RunningAgent implements Agent {
   #tickMs = performance.now();
   /** Of earlier terms as leader. */
   #conflictsBefore = 0;
+  /** Rows parked when they were counted last, less those that the links had parked by then. */
   #parkedBefore = 0;
+  #alert: ConflictAlert | null = null;
 
   constructor(config: Config, here: RegionConfig, log: Log) {
     this.#config = config;
@@ -216,6 +220,7 @@ class RunningAgent implements Agent {
         },
       };
       this.#peers = this.#config.regions.filter((region) => region !== here).map((region) => new Peer(context, region));
+      await this.#count();
       this.#enter('active');
       this.#log.event('database.connected', { version: this.#version });
       this.#log.event('agent.leading');
@@ -229,6 +234,7 @@ class RunningAgent implements Agent {
           for (const peer of this.#peers) peer.link.measure();
           this.#metrics.deadLetters.set({}, this.#parked());
         }, MEASURE_MS),
+        setInterval(() => this.#count().catch(() => {}), COUNT_MS),
       );
       const work = [
         ...this.#peers.map((peer) => peer.run(term.signal)),
@@ -246,7 +252,7 @@ class RunningAgent implements Agent {
       for (const timer of timers) clearInterval(timer);
       this.#ask = undefined;
       this.#conflictsBefore += this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0);
-      this.#parkedBefore += this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
+      this.#parkedBefore += this.#parkedByLinks();
       this.#peers = [];
       local.removeAllListeners('end');
       await local.end().catch(() => {});
@@ -266,9 +272,26 @@ class RunningAgent implements Agent {
     return found.at(-1) ?? null;
   }
 
+  #parkedByLinks(): number {
+    return this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0);
+  }
+
   #parked(): number {
-    // Rows parked before this agent started may find their place under it.
-    return Math.max(0, this.#parkedBefore + this.#peers.reduce((sum, peer) => sum + peer.link.parked, 0));
+    return Math.max(0, this.#parkedBefore + this.#parkedByLinks());
+  }
+
+  /** Counts what others than the links write too: rows parked before, retried or discarded by a person; conflicts of a copy. */
+  async #count(): Promise<void> {
+    const ask = this.#ask;
+    if (!ask) return;
+    const { rows } = await ask('select count(*)::int as parked from coregent.parked', []);
+    this.#parkedBefore = rows[0].parked - this.#parkedByLinks();
+    const before = this.#alert?.exceeded ?? false;
+    this.#alert = await readAlert({ query: (text, values) => ask(text, values ?? []) }, this.#config.conflicts.alert);
+    if (!this.#alert) return;
+    const { exceeded, limit, recent } = this.#alert;
+    this.#metrics.conflictAlert.set({}, exceeded ? 1 : 0);
+    if (exceeded !== before) this.#log.event(exceeded ? 'conflicts.alert' : 'conflicts.calm', { recent, limit });
   }
 
   async #conflicts(limit: number): Promise<unknown[]> {
@@ -293,7 +316,10 @@ class RunningAgent implements Agent {
       database: { version: this.#version },
       tier: this.#tier(),
       peers: this.#peers.map((peer) => peer.link.status()),
-      conflicts: { total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0) },
+      conflicts: {
+        total: this.#conflictsBefore + this.#peers.reduce((sum, peer) => sum + peer.link.conflicts, 0),
+        alert: this.#alert,
+      },
       parked: this.#parked(),
     };
   }

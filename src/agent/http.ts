@@ -98,7 +98,7 @@ function createApp({ agent, host, onError }: HttpOptions): Hono {
     const all = verbose !== undefined && verbose !== 'false' && verbose !== '0';
     const answer = readiness(agent.status(), maxLagMs);
     if (!answer.ready) c.header('retry-after', '1');
-    const checks = all ? answer.checks : answer.checks.filter((check) => !check.ok);
+    const checks = all ? answer.checks : answer.checks.filter(({ ok, informs }) => !ok && !informs);
     return c.json({ ...answer, checks }, answer.ready ? 200 : 503);
   });
 

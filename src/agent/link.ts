@@ -149,7 +149,7 @@ export class Link {
     const peer = this.#options.peer.name;
     this.#conflicts += conflicts.length;
     this.#parked += parked;
-    for (const { kind, outcome } of conflicts) metrics.conflicts.inc({ type: kind, resolution: outcome });
+    for (const { table, kind, outcome } of conflicts) metrics.conflicts.inc({ table, type: kind, resolution: outcome });
     const twins = conflicts.filter((conflict) => conflict.equalVersions).length;
     if (conflicts.length > 0) log.event('conflict.recorded', { peer, conflicts: conflicts.length });
     if (twins > 0) log.event('version.equal', { peer, rows: twins });

@@ -31,5 +31,10 @@ export function readiness(status: AgentStatus, maxLagMs?: number): Readiness {
       }
     }
   }
-  return { schema_version: SCHEMA_VERSION, ready: checks.every((check) => check.ok), checks };
+  if (status.conflicts.alert) {
+    const { limit, recent, exceeded } = status.conflicts.alert;
+    checks.push({ name: 'conflicts', ok: !exceeded, detail: `${recent} of late, alert at ${limit}`, informs: true });
+  }
+  const ready = checks.every(({ ok, informs }) => ok || informs);
+  return { schema_version: SCHEMA_VERSION, ready, checks };
 }

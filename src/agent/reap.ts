@@ -7,6 +7,7 @@ import { pause } from '../pause.ts';
 import { BARRIER_PATIENCE_MS, barrier, writersEnded } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
+import { Forgetting } from '../pg/forget.ts';
 import { owesAnything } from '../pg/paused.ts';
 import type { OpenRegion } from '../pg/setup.ts';
 import { ident, qualified } from '../quote.ts';
@@ -19,14 +20,15 @@ export interface ReapOptions {
   readonly signal: AbortSignal;
 }
 
-/** Removes stable tombstones of this region every `tombstones.interval`, until the signal. Never rejects. */
+/** Removes stable tombstones of this region, and records of conflicts beyond their bounds, every `tombstones.interval`, until the signal. Never rejects. */
 export async function reaping(options: ReapOptions): Promise<void> {
   const { config, here, log, signal } = options;
+  const forgetting = new Forgetting(config.conflicts);
   for (;;) {
     await pause(config.tombstones.intervalMs, signal);
     if (signal.aborted) return;
     try {
-      const reaped = await round(options);
+      const reaped = await round(options, forgetting);
       if (reaped > 0) log.event('tombstones.reaped', { tombstones: reaped });
     } catch (error) {
       // A region that is away keeps every tombstone; that is what they are for.
@@ -36,28 +38,16 @@ export async function reaping(options: ReapOptions): Promise<void> {
 }
 
 /** One round, on a connection of its own: nothing is held between rounds. */
-async function round(options: ReapOptions): Promise<number> {
-  const { config, here } = options;
+async function round(options: ReapOptions, forgetting: Forgetting): Promise<number> {
+  const { here, log } = options;
   const local = await connect(here.localUrl, here.name, { purpose: `reap ${here.name}`, applies: true });
   try {
-    await forgetConflicts(local, config.conflicts);
+    const { byNumber, bySize } = await forgetting.round(local);
+    if (byNumber + bySize > 0) log.event('conflicts.forgotten', { by_number: byNumber, by_size: bySize });
     return await reap(local, options);
   } finally {
     await local.end().catch(() => {});
   }
-}
-
-/** Removes conflict records beyond `conflicts.retention` and `conflicts.limit`; writes nothing when there are none. */
-async function forgetConflicts(local: pg.Client, { retentionMs, limit }: Config['conflicts']): Promise<void> {
-  await local.query(
-    `delete from coregent.conflict_record where recorded_at < clock_timestamp() - $1::float8 * interval '1 ms'`,
-    [retentionMs],
-  );
-  await local.query(
-    `delete from coregent.conflict_record where id <= (
-      select id from coregent.conflict_record order by id desc offset $1::int8 limit 1)`,
-    [limit],
-  );
 }
 
 /**

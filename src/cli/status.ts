@@ -103,6 +103,9 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
     ...regions.flatMap(({ region, paused }) =>
       (paused ?? []).map((each) => paint.yellow(visible(sayPaused(region, each)))),
     ),
+    ...regions.flatMap(({ region, alert }) =>
+      alert?.exceeded ? [paint.yellow(`${region}: ${alert.recent} conflicts of late, alert at ${alert.limit}`)] : [],
+    ),
     ...lesser.map((tier) => `tier ${tier}: ${TIERS[tier]}`),
     ...faults,
   ].join('\n');

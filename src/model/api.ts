@@ -66,6 +66,15 @@ export interface PeerStatus {
   readonly last_error: LastError | null;
 }
 
+/** How the conflicts recorded of late compare with `conflicts.alert`. */
+export interface ConflictAlert {
+  /** As it stands in the file: `10/min`. */
+  readonly limit: string;
+  /** Recorded within that time. */
+  readonly recent: number;
+  readonly exceeded: boolean;
+}
+
 /** `GET /v1/status`. */
 export interface AgentStatus {
   readonly schema_version: typeof SCHEMA_VERSION;
@@ -80,8 +89,8 @@ export interface AgentStatus {
   /** Null while nothing was applied yet. */
   readonly tier: Tier | null;
   readonly peers: readonly PeerStatus[];
-  /** Conflicts recorded in this region. */
-  readonly conflicts: { readonly total: number };
+  /** Conflicts recorded in this region since the agent started. */
+  readonly conflicts: { readonly total: number; readonly alert: ConflictAlert | null };
   /** Rows that could not be applied and wait with their error. */
   readonly parked: number;
 }
@@ -91,6 +100,8 @@ export interface ReadyCheck {
   readonly name: string;
   readonly ok: boolean;
   readonly detail: string;
+  /** It only informs: whether the region is ready does not hang on it. */
+  readonly informs?: true;
 }
 
 /** `GET /readyz`: the failing checks, or all with `?verbose`. */

@@ -23,6 +23,25 @@ export function parseSize(text: string): number | undefined {
   return parseUnit(text, sizes);
 }
 
+const rates = { s: 1000, min: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+
+/** So many of something in a window of time. */
+export interface Rate {
+  readonly count: number;
+  readonly windowMs: number;
+}
+
+/** `10/min`, `1/s`, `500/h`, `1000/d`; undefined for anything else. */
+export function parseRate(text: string): Rate | undefined {
+  const match = /^(\d{1,9}) ?\/ ?(s|min|h|d)$/.exec(text.trim());
+  return match ? { count: Number(match[1]), windowMs: rates[match[2] as keyof typeof rates] } : undefined;
+}
+
+/** As {@link parseRate} reads it. */
+export function formatRate({ count, windowMs }: Rate): string {
+  return `${count}/${Object.entries(rates).find(([, ms]) => ms === windowMs)?.[0] ?? `${windowMs}ms`}`;
+}
+
 function parseUnit(text: string, units: Readonly<Record<string, number>>): number | undefined {
   const match = /^(\d{1,15}(?:\.\d{1,3})?) ?([A-Za-z]{1,3})$/.exec(text.trim());
   if (!match || !Object.hasOwn(units, match[2]!)) return undefined;

@@ -3,6 +3,8 @@ import type { FailedLook } from './crossing.ts';
 
 /** A conflict that was recorded: its kind in PostgreSQL 18's names, and whether the incoming write was applied. */
 export interface RecordedConflict {
+  /** How people write the table's name. */
+  readonly table: string;
   readonly kind: string;
   readonly outcome: string;
   /** Both had one version but other bytes: a restored backup, a cloned region, or rows older than replication. */

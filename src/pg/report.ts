@@ -1,6 +1,7 @@
 import type { Config, RegionConfig } from '../config.ts';
-import type { Tier } from '../model/api.ts';
+import type { ConflictAlert, Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
+import { readAlert } from './alert.ts';
 import { findTier } from './applier.ts';
 import { readInstalled, slotName } from './catalog.ts';
 import { connect, drop } from './connect.ts';
@@ -21,6 +22,8 @@ export interface RegionReport {
   readonly agent: boolean | null;
   readonly tables: number | null;
   readonly conflicts: number | null;
+  /** How those of late compare with `conflicts.alert`, where that is set. */
+  readonly alert: ConflictAlert | null;
   readonly parked: number | null;
   /** Tables of a peer that pause here, or are being joined. */
   readonly paused: readonly Paused[] | null;
@@ -93,7 +96,16 @@ async function refused({ report, is }: Asked, all: readonly Asked[], region: Reg
 }
 
 async function reportRegion(config: Config, region: RegionConfig): Promise<Asked> {
-  const unknown = { version: null, tier: null, agent: null, tables: null, conflicts: null, parked: null, paused: null };
+  const unknown = {
+    version: null,
+    tier: null,
+    agent: null,
+    tables: null,
+    conflicts: null,
+    alert: null,
+    parked: null,
+    paused: null,
+  };
   const links = (state: LinkReport['state']): LinkReport[] =>
     config.regions
       .filter((other) => other !== region)
@@ -169,6 +181,7 @@ async function reportRegion(config: Config, region: RegionConfig): Promise<Asked
         version: version[0].server_version,
         tier: await findTier(client),
         ...counts[0],
+        alert: await readAlert(client, config.conflicts.alert),
         paused: await readPaused(client, config, region),
         error: null,
       },

@@ -329,8 +329,8 @@ export class Store {
   }
 
   #count({ rows }: StepResult): void {
-    for (const [kind, outcome, equal] of rows) {
-      this.#conflicts.push({ kind: kind!, outcome: outcome!, equalVersions: equal === 't' });
+    for (const [kind, outcome, equal, table] of rows) {
+      this.#conflicts.push({ table: table!, kind: kind!, outcome: outcome!, equalVersions: equal === 't' });
     }
   }
 

@@ -72,7 +72,7 @@ export function compileRows(table: Table): Compiled {
     'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
   const into = `insert into coregent.conflict_record (${conflictColumns})`;
-  const told = 'on conflict do nothing returning kind, outcome, local_version = incoming_version';
+  const told = 'on conflict do nothing returning kind, outcome, local_version = incoming_version, table_name';
   // Without a target every unique index would be asked, and a deferrable one refuses that.
   const onlyKey = `(${list(table.key)}) do nothing`;
   const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;

@@ -3,7 +3,7 @@ import { inspect } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { loadConfig, parseConfig, ruleFor } from '../../src/config.ts';
 import { CoregentError } from '../../src/model/error.ts';
-import { parseDuration, parseSize } from '../../src/model/units.ts';
+import { formatRate, parseDuration, parseRate, parseSize } from '../../src/model/units.ts';
 
 const CANARY = 'cAnArY-7f3';
 const env = {
@@ -26,7 +26,7 @@ tables:
 clock: { max_offset: 250ms, settle: 10s }
 batch: { rows: 500, bytes: 4MiB }
 tombstones: { interval: 1h }
-conflicts: { retention: 7d, limit: 5000 }
+conflicts: { retention: 7d, limit: 5000, max_size: 2MiB, alert: 10/min }
 `;
 
 function failure(work: () => unknown): CoregentError {
@@ -58,7 +58,12 @@ describe('a good file', () => {
       clock: { maxOffsetMs: 250, settleMs: 10_000 },
       batch: { rows: 500, bytes: 4 * 1024 ** 2 },
       tombstones: { intervalMs: 3_600_000 },
-      conflicts: { retentionMs: 7 * 86_400_000, limit: 5_000 },
+      conflicts: {
+        retentionMs: 7 * 86_400_000,
+        limit: 5_000,
+        maxBytes: 2 * 1024 ** 2,
+        alert: { count: 10, windowMs: 60_000 },
+      },
       path: 'coregent.yaml',
     });
   });
@@ -66,6 +71,7 @@ describe('a good file', () => {
   it('fills in the defaults', () => {
     const config = parse(good.slice(0, good.indexOf('clock:')));
     expect(config).toMatchObject({ clock: { maxOffsetMs: 500, settleMs: 60_000 }, batch: { rows: 20_000 } });
+    expect(config.conflicts).toMatchObject({ maxBytes: 1024 ** 3, alert: undefined });
   });
 
   it('does not replace variables inside the value of a variable', () => {
@@ -109,6 +115,7 @@ tables:
 clock: { max_offset: 500 }
 batch: { rows: 1.5, bytes: 3 parsecs }
 tombstones: { interval: 1ms }
+conflicts: { alert: 10, max_size: 1 }
 `;
     expect(faults(text)).toEqual([
       expect.stringMatching(/^1 cluster must be lower-case/),
@@ -128,10 +135,12 @@ tombstones: { interval: 1ms }
       expect.stringMatching(/^13 batch.rows must be/),
       '13 batch.bytes must be a size like 64MB or 1GiB',
       expect.stringMatching(/^14 tombstones.interval is out of bounds/),
+      '15 conflicts.max_size must be a size like 64MB or 1GiB',
+      '15 conflicts.alert must be a rate like 10/min (s, min, h or d)',
     ]);
     const error = failure(() => parse(text));
     expect([error.code, error.exit, error.where]).toEqual(['config_invalid', 2, 'coregent.yaml']);
-    expect(error.message).toContain('17 faults');
+    expect(error.message).toContain('19 faults');
     expect(error.message).toContain('  line 6: defualts is not a known key');
   });
 
@@ -211,4 +220,20 @@ describe('units', () => {
     ['64', undefined],
     ['64mb', undefined],
   ])('reads the size %j as %j', (text, expected) => expect(parseSize(text)).toBe(expected));
+
+  it.each([
+    ['10/min', { count: 10, windowMs: 60_000 }],
+    ['1 / s', { count: 1, windowMs: 1000 }],
+    ['500/h', { count: 500, windowMs: 3_600_000 }],
+    ['0/d', { count: 0, windowMs: 86_400_000 }],
+    ['10', undefined],
+    ['/min', undefined],
+    ['1.5/min', undefined],
+    ['-1/min', undefined],
+    ['10/m', undefined],
+  ])('reads the rate %j as %j', (text, expected) => expect(parseRate(text)).toEqual(expected));
+
+  it('writes a rate as it is read', () => {
+    for (const text of ['10/min', '1/s', '500/h', '7/d']) expect(formatRate(parseRate(text)!)).toBe(text);
+  });
 });

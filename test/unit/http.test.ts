@@ -37,7 +37,7 @@ const status: AgentStatus = {
   database: { version: '18.4' },
   tier: 'A',
   peers: [peer('frankfurt', 40), peer('virginia', 900)],
-  conflicts: { total: 0 },
+  conflicts: { total: 0, alert: null },
   parked: 0,
 };
 
@@ -146,6 +146,18 @@ describe('/readyz', () => {
   it('lists every check with verbose', async () => {
     const names = (await ready('/readyz?verbose&max-lag=1s')).body.checks.map((check: { name: string }) => check.name);
     expect(names).toEqual(['agent', 'database', 'lag:frankfurt', 'lag:virginia']);
+  });
+
+  it('tells of too many conflicts, and sends no traffic away for them', async () => {
+    const alert = { limit: '10/min', recent: 11, exceeded: true };
+    now = { ...status, conflicts: { total: 11, alert } };
+    expect(await ready('/readyz')).toMatchObject({ status: 200, body: { ready: true, checks: [] } });
+    const check = { name: 'conflicts', ok: false, detail: '11 of late, alert at 10/min', informs: true };
+    expect((await ready('/readyz?verbose')).body).toMatchObject({ ready: true });
+    expect((await ready('/readyz?verbose')).body.checks.at(-1)).toEqual(check);
+    now = { ...status, state: 'standby', conflicts: { total: 11, alert: { ...alert, exceeded: false } } };
+    expect((await ready('/readyz?verbose')).body.checks.at(-1)).toMatchObject({ name: 'conflicts', ok: true });
+    expect((await ready('/readyz')).status).toBe(503);
   });
 
   it.each(['starting', 'standby', 'stopping'] as const)('is 503 while %s', async (state) => {
