@@ -132,6 +132,19 @@ language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$select timestamptz 'epoch' + ((version >> 7) / 1000000) * interval '1 second' + ((version >> 7) % 1000000) * interval '1 microsecond'$$;
 
+-- What a state has seen: {"<region>": version}. Bodies are bound when they are made: nobody's search_path is asked.
+create function coregent.seen_join(a jsonb, b jsonb) returns jsonb
+language sql immutable parallel safe
+return a || coalesce((select jsonb_object_agg(e.key, e.value) from jsonb_each(b) as e where coalesce(e.value > a -> e.key, true)), '{}');
+
+create function coregent.seen_covers(seen jsonb, version bigint) returns boolean
+language sql immutable parallel safe
+return coalesce((seen ->> (version & 127)::text)::bigint >= version, false);
+
+create function coregent.seen_contains(a jsonb, b jsonb) returns boolean
+language sql immutable parallel safe
+return not exists (select from jsonb_each(b) as e where coalesce(e.value > a -> e.key, true));
+
 create view coregent.conflicts as
 select
   c.id,
