@@ -1,39 +1,18 @@
-import { deletesName, FIRST, PARENT, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
-import { ident, literal, qualified } from '../quote.ts';
+import type { Table } from '../model/table.ts';
+import { ident } from '../quote.ts';
 import type { Compiled } from './compiled.ts';
-import { sameKey } from './key.ts';
-import { imageJson, sources } from './staged.ts';
-
-const REGION = '127';
+import { partsOf } from './parts.ts';
 
 /** The rule `lww` for whole rows: the greater version is the row. */
 export function compileRows(table: Table): Compiled {
-  const target = qualified(table.schema, table.name);
-  const tombs = qualified('coregent', tombstoneName(table));
-  const id = tableId(table);
-  const rowTypeName = `coregent_r_${id}`;
-  const tombstoneTypeName = `coregent_k_${id}`;
-  const rowType = `pg_temp.${ident(rowTypeName)}`;
-  const tombstoneType = `pg_temp.${ident(tombstoneTypeName)}`;
-  const byName = new Map(table.columns.map((column) => [column.name, column]));
+  const parts = partsOf(table);
+  const { target, tombs, rowType, tombstoneType, rowColumns, tombstoneColumns, hasTexts } = parts;
+  const { list, onKey, v, p, first, seen, set, nth, json, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
+    parts;
+  const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
   const user = table.columns.map((column) => column.name);
-  const rowColumns = [...user, VERSION, PARENT];
-  const tombstoneColumns = [...table.key, VERSION, PARENT];
-  const list = (names: readonly string[], alias = ''): string =>
-    names.map((name) => (alias ? `${alias}.${ident(name)}` : ident(name))).join(', ');
-  const onKey = (a: string, b: string): string => sameKey(table, a, b);
-  const v = (alias: string): string => `${alias}.${ident(VERSION)}`;
-  const p = (alias: string): string => `${alias}.${ident(PARENT)}`;
-  const first = (alias: string): string => `${alias}.${ident(FIRST)}`;
-  const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = sources(
-    table,
-    { type: rowType, columns: rowColumns },
-    { type: tombstoneType, columns: tombstoneColumns },
-  );
+  const keyExact = table.exactKey;
 
-  const sameRegion = (a: string, b: string): string => `(${v(a)} & ${REGION}) = (${v(b)} & ${REGION})`;
-  // The writer of s had seen what is in t: it replaced it, or it is the writer's own earlier write.
-  const seen = (s: string, t: string): string => `(${v(t)} in (${first(s)}, ${p(s)}) or ${sameRegion(s, t)})`;
   const concurrent = (s: string, t: string): string => `not ${seen(s, t)} and ${p(t)} <> ${v(s)}`;
   // Equal versions with different bytes (a restored backup, rows older than replication) need one winner everywhere.
   const image = (alias: string): string => `row(${list([...user].sort(), alias)})::text collate "C"`;
@@ -41,41 +20,7 @@ export function compileRows(table: Table): Compiled {
     `(${v(t)} < ${v(s)} or (${v(t)} = ${v(s)} and ${image(t)} < ${image(s)}))`;
   const twins = (t: string, s: string): string => `${v(t)} = ${v(s)} and ${image(t)} <> ${image(s)}`;
 
-  const hasTexts = table.columns.some(({ asText }) => asText);
-  const nth = (type: string, columns: readonly string[]): string =>
-    `unnest($1::${type}[]) with ordinality as s(${list([...columns, FIRST])}, _coregent_nth)`;
-
-  const keyExact = table.exactKey;
-  const settable = rowColumns.filter((name) => {
-    if (byName.get(name)?.identityAlways) return false;
-    // Keys that are equal may still have other bytes (numeric 1.0 and 1.00): the winner's bytes count.
-    return !(keyExact && table.key.includes(name));
-  });
-  const set = (from: string, unknown: readonly number[]): string =>
-    settable
-      .filter((name) => !unknown.includes(rowColumns.indexOf(name)))
-      .map((name) => `${ident(name)} = ${from}.${ident(name)}`)
-      .join(', ');
-  const types = (names: readonly string[]): string =>
-    [...names, FIRST]
-      .map((name) => {
-        const column = byName.get(name);
-        if (column?.asText) return `${ident(name)} text`;
-        return `${ident(name)} ${column?.type ?? 'int8'}${column?.collation ? ` collate ${column.collation}` : ''}`;
-      })
-      .join(', ');
-  const json = (alias: string): string => imageJson(table, alias);
-  const keyJson = (alias: string): string =>
-    `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`;
-  const label = literal(tableLabel(table));
-  const conflictColumns =
-    'table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row';
   const outcome = (s: string, t: string): string => `case when ${older(t, s)} then 'apply' else 'keep' end`;
-  const into = `insert into coregent.conflict_record (${conflictColumns})`;
-  const told = 'on conflict do nothing returning kind, outcome, local_version = incoming_version, table_name';
-  // Without a target every unique index would be asked, and a deferrable one refuses that.
-  const onlyKey = `(${list(table.key)}) do nothing`;
-  const fromRows = `insert into ${target} (${list(rowColumns)}) overriding system value`;
   const asked = (versions: string): string => `(${versions}::int8[] is null or ${v('s')} = any (${versions}::int8[]))`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${v('x')} >= ${v('s')})`;
 
@@ -89,8 +34,6 @@ export function compileRows(table: Table): Compiled {
     unknown: readonly number[],
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
-  const noted = `${literal(qualified('coregent', deletesName(table)))}::regclass`;
-  const noteDeletes = `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`;
   const bury = (
     onConflict: string,
   ): string => `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
@@ -118,10 +61,7 @@ export function compileRows(table: Table): Compiled {
         _coregent_local, _coregent_incoming, _coregent_local_row, null from met ${told}`;
 
   return {
-    session: [
-      `create temporary table if not exists ${ident(rowTypeName)} (${types(rowColumns)})`,
-      `create temporary table if not exists ${ident(tombstoneTypeName)} (${types(tombstoneColumns)})`,
-    ],
+    session: parts.session,
     rowType,
     tombstoneType,
     rowColumns,
