@@ -1,5 +1,7 @@
 import { DEFAULT_PORT } from '../model/api.ts';
+import { conflictOptions } from './conflict-options.ts';
 import type { Command } from './context.ts';
+import { whole } from './whole.ts';
 
 /** An option of a subcommand; commander's notation: `--port <number>` takes a value, `--force` is a switch. */
 export interface OptionRow {
@@ -131,19 +133,10 @@ export const commands: readonly CommandRow[] = [
   },
   {
     name: 'conflicts',
-    summary: 'the conflict record',
-    arguments: ['<list>'],
-    options: [
-      { flags: '--region <name>', help: 'what this region recorded; by default all' },
-      { flags: '--table <name>', help: 'only this table, like public.orders' },
-      {
-        flags: '--limit <number>',
-        help: 'at most so many, the newest first (default: 50)',
-        parse: (text) => whole(text, 1, 100_000),
-        expects: 'a number from 1 to 100000',
-      },
-    ],
-    example: 'coregent conflicts list --table public.orders',
+    summary: 'the conflict record: list it, show both sides of a conflict, or settle it; and rows that are parked',
+    arguments: ['<list|show|settle>', '[id]'],
+    options: conflictOptions,
+    example: 'coregent conflicts list --table public.orders --since 1h',
     load: () => import('./conflicts.ts'),
   },
   {
@@ -157,9 +150,3 @@ export const commands: readonly CommandRow[] = [
     load: () => import('./remove.ts'),
   },
 ];
-
-/** The whole number that the text is, from `least` to `most`; undefined for anything else. */
-export function whole(text: string, least: number, most: number): number | undefined {
-  const number = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
-  return number >= least && number <= most ? number : undefined;
-}
