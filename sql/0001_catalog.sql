@@ -145,6 +145,45 @@ create function coregent.seen_contains(a jsonb, b jsonb) returns boolean
 language sql immutable parallel safe
 return not exists (select from jsonb_each(b) as e where coalesce(e.value > a -> e.key, true));
 
+-- Versions side by side. One is {"v": version, "p": parent, "row": texts by column}, and "seen" where version and parent do not tell it.
+create function coregent.write_seen(version bigint, parent bigint, seen jsonb) returns jsonb
+language sql stable parallel safe
+return coalesce(seen, case when parent >= 0 then jsonb_build_object((parent & 127)::text, parent) else '{}' end
+  || jsonb_build_object((version & 127)::text, version));
+
+create function coregent.versions_seen(versions jsonb) returns jsonb
+language sql stable parallel safe
+return (select jsonb_object_agg(s.key, s.value order by s.value) from jsonb_array_elements(versions) as e,
+  jsonb_each(coregent.write_seen((e.value ->> 'v')::bigint, (e.value ->> 'p')::bigint, e.value -> 'seen')) as s);
+
+-- What whoever saw this row, or this tombstone, has seen.
+create function coregent.row_seen(version bigint, parent bigint, state jsonb) returns jsonb
+language sql stable parallel safe
+return case when state ? 'set' then coregent.versions_seen(state -> 'set') else coregent.write_seen(version, parent, state -> 'seen') end;
+
+-- The state of a write whose author had seen this much before.
+create function coregent.state_after(version bigint, parent bigint, seen jsonb) returns jsonb
+language sql stable parallel safe
+return case when seen || jsonb_build_object((version & 127)::text, version) <> coregent.write_seen(version, parent, null)
+  then jsonb_build_object('seen', seen || jsonb_build_object((version & 127)::text, version)) end;
+
+-- What is left of versions: those that no other one's author had seen, and no deleter.
+create function coregent.versions_join(versions jsonb, buried jsonb) returns jsonb
+language sql stable parallel safe
+begin atomic
+  with each as materialized (
+    select distinct on (e.v) e.version, e.v, coregent.write_seen(e.v, e.p, e.version -> 'seen') as seen
+    from (select value as version, (value ->> 'v')::bigint as v, (value ->> 'p')::bigint as p from jsonb_array_elements(versions)) as e
+    order by e.v, (e.version ->> 'row') collate "C" desc, e.version::text collate "C" desc)
+  select jsonb_agg(a.version order by a.v) from each as a
+  where not coregent.seen_covers(buried, a.v)
+    and not exists (select from each as b where b.v <> a.v and coregent.seen_covers(b.seen, a.v));
+end;
+
+create function coregent.made_nothing(function text) returns boolean
+language plpgsql
+as $$begin raise exception '% made no row of these versions', function using errcode = '22004'; end$$;
+
 create view coregent.conflicts as
 select
   c.id,

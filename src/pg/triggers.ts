@@ -1,6 +1,7 @@
 import { deletesName, PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
+import { stampVersions } from './stamp-versions.ts';
 
 /**
  * Named so that they come after an application's triggers (PostgreSQL fires them by name):
@@ -99,15 +100,22 @@ export function stampingSql(
     set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
   end if;`;
   };
+  const versions = stampVersions({
+    ...{ table, region, tombs, anyDeletes, noteDeletes, rekeyed },
+    stamp: (seen) => stamp(region, seen),
+    stampNow: stampNow(region),
+  });
   // Every row of a table, whose name belongs between the two halves.
-  const buryAll = [
-    `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
+  const buryAll =
+    versions?.buryAll ??
+    ([
+      `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
   select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from `,
-    ` t
+      ` t
   where not exists (select from ${tombs} b where ${sameKey(table, 'b', 't')} and b.${version} ${op('>')} t.${version})
   on conflict (${key.join(', ')}) do update
   set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent}`,
-  ] as const;
+    ] as const);
   // A partition is truncated by itself, or together with its table, whose trigger then has buried its rows already.
   const buryPart = `if tg_relid operator(pg_catalog.<>) ${literal(target)}::pg_catalog.regclass then
     -- One that was detached keeps the trigger; its rows are no longer the table's.
@@ -118,8 +126,12 @@ export function stampingSql(
   end if;
   `;
   const rights = rightsOver(table);
-  const define = (kind: string, body: string, as: Rights): string =>
-    `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql ${OPTIONS[as]} as ${dollar(`\n#variable_conflict use_column${body}`)}`;
+  // Where versions are kept side by side an update, too, asks for its key's tombstone.
+  const define = (kind: string, plain: string, plainly: Rights): string => {
+    const body = versions?.bodies[kind] ?? plain;
+    const as = body === plain ? plainly : rights;
+    return `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql ${OPTIONS[as]} as ${dollar(`\n#variable_conflict use_column${body}`)}`;
+  };
   const trigger = (kind: keyof typeof TRIGGERS, event: string): string => {
     const when = guard === undefined ? '' : ` when (${guard})`;
     return `create or replace trigger ${ident(TRIGGERS[kind])} ${event} on ${target} for each row${when} execute function coregent.${ident(`${kind}_${id}`)}()`;

@@ -490,21 +490,17 @@ export function asRecords(staging: Staging, group: Group): Tuples {
   return records;
 }
 
-/** The keys, versions and parents of a group's rows, in the `record` form of tombstones. */
+/** The keys, versions and parents of a group's rows, in the `record` form of tombstones; without a state, which tells of the row. */
 export function asTombstones(staging: Staging, group: Group): Tuples {
   const records = new Tuples();
   const count = staging.rowOids.length;
-  const at = [...staging.keyAt, count - 2, count - 1];
-  const oids = at.map((column) => staging.rowOids[column]!);
+  const { keyAt, tombstoneOids } = staging;
+  const none = tombstoneOids.slice(keyAt.length, -2).map(() => null);
   for (let row = 0; row < group.tuples.rows; row++) {
     if (group.tuples.isDead(row)) continue;
     const values = readRow(group, row);
-    writeRecordValues(
-      records,
-      oids,
-      at.map((column) => values[column]!),
-      firstOf(group, row),
-    );
+    const key = keyAt.map((column) => values[column]!);
+    writeRecordValues(records, tombstoneOids, [...key, ...none, ...values.slice(count - 2)], firstOf(group, row));
   }
   return records;
 }

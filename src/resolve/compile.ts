@@ -1,5 +1,6 @@
 import { familyOf, LWW, ruleText } from '../model/rule.ts';
 import { type Table, tableLabel } from '../model/table.ts';
+import { compileVersions } from './compile-versions.ts';
 import type { Compiled } from './compiled.ts';
 import { compileRows } from './rows.ts';
 
@@ -8,5 +9,6 @@ export function compile(table: Table): Compiled {
   const rule = table.rule ?? LWW;
   const family = familyOf(rule);
   if (family === 'rows') return compileRows(table);
+  if (family === 'versions') return compileVersions(table);
   throw new Error(`${tableLabel(table)} has the rule ${ruleText(rule)}, which is not carried out`);
 }

@@ -1,4 +1,5 @@
-import { regionOf, type Version } from '../model/version.ts';
+import { NO_PARENT, regionOf, type Version } from '../model/version.ts';
+import { covers, joinVectors, NOTHING_SEEN, type Vector, withWrite } from './vector.ts';
 
 /**
  * The rules `fww`, `siblings` and `custom` read in memory: the specification. They keep concurrent versions of a row side by side,
@@ -9,12 +10,6 @@ import { regionOf, type Version } from '../model/version.ts';
  * so of two writes one is a successor of the other, or they are concurrent, and which it is can be told exactly.
  */
 
-/**
- * For each region the greatest version of a key that was seen of it. Whoever saw a write of a region saw its earlier ones,
- * because that region had seen them itself.
- */
-export type Seen = ReadonlyMap<number, Version>;
-
 /** The parent of a row that shows several versions. */
 export const MERGED: Version = -2n;
 
@@ -24,7 +19,7 @@ export interface Burial {
   /** The version that it replaced. */
   readonly parent: Version;
   /** What its author had seen, itself included. */
-  readonly seen: Seen;
+  readonly seen: Vector;
 }
 
 /** One write of a whole row, with its text as PostgreSQL prints it (`row(…)::text`, columns by name). */
@@ -45,8 +40,6 @@ export type Write = ({ readonly kind: 'insert' | 'update' } & Sibling) | ({ read
 /** What a region knows of a key that it never heard of. */
 export const UNKNOWN: State = { versions: [], buried: undefined };
 
-const NOTHING: Seen = new Map();
-
 /** What a region knows of a key when it knows nothing but this write. */
 export function stateOf(write: Write): State {
   const { version, parent, seen } = write;
@@ -60,29 +53,16 @@ export function join(a: State, b: State): State {
   const all = withoutTwins([...a.versions, ...b.versions]);
   const versions = all.filter(
     ({ version }) =>
-      !hasSeen(buried?.seen ?? NOTHING, version) &&
-      !all.some((other) => other.version !== version && hasSeen(other.seen, version)),
+      !covers(buried?.seen ?? NOTHING_SEEN, version) &&
+      !all.some((other) => other.version !== version && covers(other.seen, version)),
   );
   return { versions, buried };
-}
-
-/** Whether the write of this version was seen. */
-export function hasSeen(seen: Seen, version: Version): boolean {
-  const last = seen.get(regionOf(version));
-  return last !== undefined && last >= version;
-}
-
-/** What both have seen. */
-export function joinSeen(a: Seen, b: Seen): Seen {
-  const seen = new Map(a);
-  for (const [region, version] of b) if (!hasSeen(seen, version)) seen.set(region, version);
-  return seen;
 }
 
 function joinBurials(a: Burial | undefined, b: Burial | undefined): Burial | undefined {
   if (!a || !b) return a ?? b;
   const last = a.version < b.version ? b : a;
-  return { version: last.version, parent: last.parent, seen: joinSeen(a.seen, b.seen) };
+  return { version: last.version, parent: last.parent, seen: joinVectors(a.seen, b.seen) };
 }
 
 /** By version; of equal versions (a restored backup, rows older than replication) the one whose text is the greatest in the collation C. */
@@ -100,9 +80,24 @@ function compareTexts(a: string, b: string): number {
 }
 
 /** All that was seen by whoever has seen this state. */
-export function seenBy({ versions, buried }: State): Seen {
-  return versions.reduce((seen, each) => joinSeen(seen, each.seen), buried?.seen ?? NOTHING);
+export function seenBy({ versions, buried }: State): Vector {
+  return versions.reduce((seen, each) => joinVectors(seen, each.seen), buried?.seen ?? NOTHING_SEEN);
 }
+
+/** What a table shows of several versions, in the order of their versions. */
+export interface Shown {
+  /** The application's columns as text. */
+  readonly value: string;
+  /** The version of the write that has them; undefined where the rule made them. */
+  readonly version: Version | undefined;
+}
+export type Shows = (versions: readonly Sibling[]) => Shown;
+
+/** `fww`: the one that was written first. */
+export const firstWrite: Shows = (versions) => versions[0]!;
+
+/** `siblings`: the one that was written last, while all are there to be seen. */
+export const lastSibling: Shows = (versions) => versions.at(-1)!;
 
 /** The version and the parent of the row that a table shows for this state, undefined where there is none. */
 export function stamps({ versions }: State): { readonly version: Version; readonly parent: Version } | undefined {
@@ -110,9 +105,13 @@ export function stamps({ versions }: State): { readonly version: Version; readon
   return last && { version: last.version, parent: versions.length > 1 ? MERGED : last.parent };
 }
 
-/** The version that an application's next write of this key replaces: what the row shows, else its delete, else none. */
-export function replaced(state: State): Version {
-  return stamps(state)?.version ?? state.buried?.version ?? -1n;
+/**
+ * The parent of an application's next write of this key: the write whose values the row shows, else the delete, else none.
+ * Values that an update leaves out are those of its parent.
+ */
+export function replaced({ versions, buried }: State, shows: Shows): Version {
+  if (versions.length === 0) return buried?.version ?? NO_PARENT;
+  return (versions.length > 1 ? shows(versions).version : versions[0]!.version) ?? NO_PARENT;
 }
 
 /** Versions that the next write must be greater than. */
@@ -120,25 +119,15 @@ export function floors(state: State): Version[] {
   return [...seenBy(state).values()];
 }
 
-/** What is known of a key by nothing but a version and its parent, which is what most writes have seen. */
-export function seenFrom(version: Version, parent: Version): Seen {
-  const seen = new Map([[regionOf(version), version]]);
-  return parent < 0n ? seen : joinSeen(new Map([[regionOf(parent), parent]]), seen);
-}
-
 /** What an application's write of this version has seen in a region that knows this state. */
-export function seenAfter(state: State, version: Version): Seen {
-  return joinSeen(seenBy(state), new Map([[regionOf(version), version]]));
+export function seenAfter(state: State, version: Version): Vector {
+  return withWrite(seenBy(state), version);
 }
 
-/** Rules that keep several versions; each shows one row for them. */
-export type Shows = (versions: readonly Sibling[]) => string;
-
-/** The first one that was written. */
-export const firstWrites: Shows = (versions) => versions[0]!.value;
-
-/** The last one that was written, while all are there to be seen. */
-export const lastSibling: Shows = (versions) => versions.at(-1)!.value;
+/** What most writes have seen: themselves, what they replaced, and all that was before these in the same regions. */
+export function seenFrom(version: Version, parent: Version): Vector {
+  return withWrite(parent < 0n ? NOTHING_SEEN : new Map([[regionOf(parent), parent]]), version);
+}
 
 /** A conflict as it is recorded, named as PostgreSQL 18 names it. */
 export interface Conflict {
@@ -162,11 +151,11 @@ export function conflicts(state: State, write: Write): Conflict[] {
       .filter((local) => isConcurrent(local, write))
       .map(({ version }) => met('delete_origin_differs', version));
   }
-  if (buried && hasSeen(buried.seen, write.version)) return [];
+  if (buried && covers(buried.seen, write.version)) return [];
   const kind = write.kind === 'insert' ? 'insert_exists' : 'update_origin_differs';
   const same = versions.find(({ version }) => version === write.version);
   if (same) return same.value === write.value ? [] : [met(kind, write.version)];
-  if (versions.some(({ seen }) => hasSeen(seen, write.version))) return [];
+  if (versions.some(({ seen }) => covers(seen, write.version))) return [];
   if (versions.length > 0) {
     return versions.filter((local) => isConcurrent(local, write)).map(({ version }) => met(kind, version));
   }
@@ -174,5 +163,5 @@ export function conflicts(state: State, write: Write): Conflict[] {
 }
 
 function isConcurrent(a: Burial, b: Burial): boolean {
-  return !hasSeen(a.seen, b.version) && !hasSeen(b.seen, a.version);
+  return !covers(a.seen, b.version) && !covers(b.seen, a.version);
 }

@@ -6,7 +6,7 @@ import { router } from '../../src/pg/route.ts';
 import type { Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
-import { type Applier, applyPatiently, installRegion, isRowFault, openApplier } from './region.ts';
+import { type Applier, applyPatiently, installRegion, isRowFault, openApplier, type Rules } from './region.ts';
 
 /**
  * Real regions without agents: what one region's WAL says, as pgoutput writes it, goes through Decoder, Batch and Store of
@@ -41,9 +41,9 @@ export interface TestRegions extends AsyncDisposable {
 }
 
 /** Makes `count` regions with ids from 1 on; `seed` fills them, each with its id as `$region`, before they are installed. */
-export async function openRegions(schema: string, count = 2): Promise<TestRegions> {
+export async function openRegions(schema: string, count = 2, rules: Rules = {}): Promise<TestRegions> {
   const regions: TestRegion[] = [];
-  for (let id = 1; id <= count; id++) regions.push(await openRegion(schema, id));
+  for (let id = 1; id <= count; id++) regions.push(await openRegion(schema, id, rules));
   for (const from of regions) {
     for (const to of regions) {
       if (from === to) continue;
@@ -68,10 +68,10 @@ export async function openRegions(schema: string, count = 2): Promise<TestRegion
 /** The slot by which one region follows another. */
 export const slotOf = (from: TestRegion, to: TestRegion): string => `${from.database.name}_${to.id}`;
 
-async function openRegion(schema: string, id: number): Promise<TestRegion> {
+async function openRegion(schema: string, id: number, rules: Rules): Promise<TestRegion> {
   const database = await makeDatabase((id - 1) % 3);
   await database.query(schema);
-  await installRegion(database.url, id);
+  await installRegion(database.url, id, rules);
   const applier = await openApplier(database.url);
   const stores = new Map<TestRegion, Store>();
   let joins = 0;

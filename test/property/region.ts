@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { parseConfig } from '../../src/config.ts';
 import { CoregentError } from '../../src/model/error.ts';
 import { type LSN, LSN_ZERO } from '../../src/model/lsn.ts';
+import { LWW, type Rule, ruleText } from '../../src/model/rule.ts';
 import { Secret } from '../../src/model/secret.ts';
 import { tableLabel } from '../../src/model/table.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
@@ -13,8 +14,11 @@ import { Store } from '../../src/pg/store.ts';
 import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
 import type { Batch } from '../../src/pipe/batch.ts';
 
+/** The rule of each table, by name; \`lww\` for all others. */
+export type Rules = Readonly<Record<string, Rule>>;
+
 /** Installs a region as `coregent apply` does, over every table of the database, and without peers. */
-export async function installRegion(url: string, id = 1): Promise<void> {
+export async function installRegion(url: string, id = 1, rules: Rules = {}): Promise<void> {
   const other = (id % 127) + 1;
   const config = parseConfig(
     `cluster: spec
@@ -33,7 +37,10 @@ tables:
       client,
       found.map(({ oid }) => oid),
     );
-    const tables = found.map((table) => ({ table, details: details.get(table.oid)!, rule: 'lww' }));
+    const tables = found.map((table) => {
+      const rule = rules[table.name] ?? LWW;
+      return { table: { ...table, rule }, details: details.get(table.oid)!, rule: ruleText(rule) };
+    });
     for (const action of await planRegion(client, config, config.regions[0]!, tables)) await runAction(client, action);
   } finally {
     await client.end();

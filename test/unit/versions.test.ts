@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { makeVersion, nextVersion, type Version } from '../../src/model/version.ts';
 import {
   conflicts,
-  firstWrites,
+  firstWrite,
   floors,
   join,
   lastSibling,
@@ -38,7 +38,7 @@ class Region {
     const there = stamps(this.state) !== undefined;
     if (kind === 'delete' && !there) return undefined;
     const version = nextVersion(BigInt(clock), this.#id, ...floors(this.state));
-    const parent = replaced(this.state);
+    const parent = replaced(this.state, lastSibling);
     const seen = seenAfter(this.state, version);
     const write: Write =
       kind === 'delete'
@@ -212,11 +212,17 @@ describe('a delete', () => {
   const [tokyo, frankfurt, virginia] = [1, 2, 3];
   const put = (region: number, at: number, state: State): Write => {
     const version = makeVersion(BigInt(at), region);
-    return { kind: 'update', version, parent: replaced(state), seen: seenAfter(state, version), value: `v${at}` };
+    return {
+      kind: 'update',
+      version,
+      parent: replaced(state, lastSibling),
+      seen: seenAfter(state, version),
+      value: `v${at}`,
+    };
   };
   const remove = (region: number, at: number, state: State): Write => {
     const version = makeVersion(BigInt(at), region);
-    return { kind: 'delete', version, parent: replaced(state), seen: seenAfter(state, version) };
+    return { kind: 'delete', version, parent: replaced(state, lastSibling), seen: seenAfter(state, version) };
   };
   const know = (...writes: Write[]): State => writes.map(stateOf).reduce(join, UNKNOWN);
 
@@ -270,7 +276,7 @@ describe('three replicas', () => {
     );
     const y2 = of(c2, -1n, new Map([[3, c2]]), 'y2');
     const shown = (shows: Shows, ...writes: Write[]): string =>
-      shows(writes.map(stateOf).reduce(join, UNKNOWN).versions);
+      shows(writes.map(stateOf).reduce(join, UNKNOWN).versions).value;
     const orders = [
       [x1, x3, y2],
       [x1, y2, x3],
@@ -280,7 +286,7 @@ describe('three replicas', () => {
       [y2, x3, x1],
     ];
     for (const order of orders) {
-      expect(shown(firstWrites, ...order)).toBe('y2');
+      expect(shown(firstWrite, ...order)).toBe('y2');
       expect(shown(lastSibling, ...order)).toBe('x3');
     }
     // x3 is a successor of x1, and no conflict; both are in conflict with y2.
