@@ -68,6 +68,14 @@ export const events = {
     doc: 'Records of conflicts went before their retention was over: more than conflicts.limit or conflicts.max_size.',
   },
   'row.parked': { level: 'warn', doc: 'A row could not be applied and is kept with its error.' },
+  'keys.mended': {
+    level: 'info',
+    doc: 'Rows that broke a unique or a foreign key together with rows of other regions were settled, and recorded.',
+  },
+  'keys.broken': {
+    level: 'warn',
+    doc: 'What regions broke together cannot be settled for now, for the reason named; it is tried again.',
+  },
   'look.failed': {
     level: 'warn',
     doc: 'Rows that crossed a delete cannot be removed from a table, for the error named; it is tried again and again.',

@@ -15,6 +15,7 @@ import { inTurn } from '../pg/turn.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
 import { type HttpServer, startHttp } from './http.ts';
 import { takeLock } from './lock.ts';
+import { mending } from './mending.ts';
 import { Peer } from './peer.ts';
 import { reaping } from './reap.ts';
 import { guardSlots } from './slots.ts';
@@ -240,6 +241,7 @@ class RunningAgent implements Agent {
         ...this.#peers.map((peer) => peer.run(term.signal)),
         reaping({ config: this.#config, here, log: this.#log, signal: term.signal }),
         guardSlots({ ...context, signal: term.signal }),
+        mending({ ...context, neighbours: this.#peers.map(({ neighbour }) => neighbour), signal: term.signal }),
       ];
       try {
         await Promise.race([lost, Promise.all(work)]);

@@ -3,6 +3,7 @@ import type { Metrics } from '../metrics.ts';
 import type { LastError, PeerState, PeerStatus, Tier } from '../model/api.ts';
 import type { CoregentError } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO } from '../model/lsn.ts';
+import type { Queryable } from '../pg/connect.ts';
 import type { Owed } from '../pg/paused.ts';
 import type { Receipt, Settled } from '../pg/receipt.ts';
 import type { Store } from '../pg/store.ts';
@@ -18,6 +19,12 @@ export interface SessionParts {
   walsender?: Walsender | undefined;
   store?: Store;
   acks?: Acknowledger;
+  /** The peer's database. */
+  control?: Queryable | undefined;
+  /** How far its WAL is applied here. */
+  heard?: () => LSN;
+  /** Has parked rows tried again. */
+  tryAgain?: () => void;
 }
 
 /** What a link's numbers are made of. */
@@ -114,6 +121,7 @@ export class Link {
     this.parts.decoder?.close();
     this.parts.walsender?.close();
     this.parts.walsender = undefined;
+    this.parts.control = undefined;
   }
 
   /** Where the peer's WAL ended when that was last heard. */

@@ -11,8 +11,9 @@ import { PUBLICATION, slotName } from '../pg/catalog.ts';
 import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
 import { endEarlier, type Leader } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
-import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
+import { type ForeignKeys, readForeignKeys, readKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
+import { Orphans } from '../pg/orphans.ts';
 import { forgetOwed, readOwed } from '../pg/paused.ts';
 import { router } from '../pg/route.ts';
 import { findStart } from '../pg/slot.ts';
@@ -27,7 +28,9 @@ import { Pipe } from '../pipe/pipe.ts';
 import { type DatabaseClock, FarAhead } from './clock.ts';
 import { Ending } from './ending.ts';
 import { Link } from './link.ts';
+import type { Neighbour } from './mending.ts';
 import { backoffMs, soonest } from './reach.ts';
+import { answers, PROBE_TIMEOUT_MS, regularly } from './regularly.ts';
 import { Rejoin } from './rejoin.ts';
 import { StaleWalsender } from './stale.ts';
 import { compareTables, type Tables, Watch } from './tables.ts';
@@ -64,7 +67,6 @@ const FLUSH_PATIENCE = 10;
 const GATHER_ROWS = 2_000;
 /** How often the peer's clock, slot and liveness are looked at, in ms. */
 const PROBE_MS = 5_000;
-const PROBE_TIMEOUT_MS = 15_000;
 /** How often it is looked whether tables changed, and what is owed, in ms. */
 const WATCH_MS = 3_000;
 /** A session that lasted longer, in ms, was none of a row of failures. */
@@ -98,6 +100,19 @@ export class Peer {
     this.#stale = new StaleWalsender(this.#slot, context.tookOver);
     const { clock, log, metrics } = context;
     this.link = new Link({ peer: region, clock, log, metrics });
+  }
+
+  /** What it is to those who settle what several regions broke together. */
+  get neighbour(): Neighbour {
+    const { parts } = this.link;
+    return {
+      id: this.#region.id,
+      heard: () => parts.heard?.() ?? LSN_ZERO,
+      get control() {
+        return parts.control;
+      },
+      tryAgain: () => parts.tryAgain?.(),
+    };
   }
 
   /** Follows the peer until the signal; never rejects. */
@@ -196,6 +211,7 @@ export class Peer {
       this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
+      const orphans = foreign ? undefined : new Orphans(await readKeys(apply, tables.alike), tables.alike);
       // From here on several ask the peer at once.
       const ask = inTurn();
       const rowsOf = makeFetch(() => control, name);
@@ -206,6 +222,7 @@ export class Peer {
         lsn: start,
         fetch: (target, keys) => ask(() => rowsOf(target, keys)),
         foreign,
+        orphans,
         settled: this.#settled,
       });
       store.isolateFaults(this.#isolate);
@@ -273,6 +290,7 @@ export class Peer {
     const { link } = this;
     link.parts.decoder = decoder;
     link.parts.acks = acks;
+    link.parts.control = control;
 
     const { rows } = await ended.wait(
       control.query(
@@ -308,6 +326,11 @@ export class Peer {
       },
       wait: (work) => ended.wait(work),
     });
+    link.parts.heard = () => (!pipe.applying && decoder.empty ? laterLsn(decoder.position, store.lsn) : store.lsn);
+    link.parts.tryAgain = () => {
+      store.tryAgain();
+      pipe.decoded();
+    };
     const watch = new Watch(tables, decoder);
     const rejoin = new Rejoin({
       context: this.#context,
@@ -483,28 +506,4 @@ export class Peer {
     const { rows } = await control.query('select pg_current_wal_lsn()::text as lsn');
     this.link.reaches(parseLsn(rows[0].lsn));
   }
-}
-
-/** Does the work at intervals; a fault, or work that takes too long, ends the session. */
-function regularly(everyMs: number, work: () => Promise<void>, ended: Ending): NodeJS.Timeout {
-  let running = false;
-  return setInterval(() => {
-    if (running) return;
-    running = true;
-    const late = setTimeout(
-      () => ended.end(new CoregentError('peer_unreachable', `no answer for ${PROBE_TIMEOUT_MS} ms`)),
-      PROBE_TIMEOUT_MS,
-    );
-    work()
-      .catch((error) => ended.end(classify(error)))
-      .finally(() => {
-        clearTimeout(late);
-        running = false;
-      });
-  }, everyMs);
-}
-
-/** Whether the peer takes a new connection; throws when it does not. */
-async function answers({ url, name }: RegionConfig): Promise<void> {
-  drop(await connect(url, name, { purpose: `look at ${name}` }));
 }

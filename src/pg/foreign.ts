@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { type Table, tableLabel } from '../model/table.ts';
 import type { Group, TableBatch } from '../pipe/batch.ts';
+import { ident } from '../quote.ts';
 import { isReplica } from './applier.ts';
 import { inOrder } from './steps.ts';
 import type { Target } from './target.ts';
@@ -56,6 +57,57 @@ export async function readForeignKeys(client: pg.Client, tables: readonly Table[
   };
 }
 
+/** A foreign key between two tables, of which at least the parent is replicated. */
+export interface ForeignKey {
+  readonly child: { readonly oid: number; readonly schema: string; readonly name: string };
+  /** The parent's OID. */
+  readonly parent: number;
+  /** Columns that refer, those referred to, and the equality between them: `parent.column equals child.column`. */
+  readonly columns: readonly { readonly child: string; readonly parent: string; readonly equals: string }[];
+  readonly onDelete: 'no action' | 'restrict' | 'cascade' | 'set null' | 'set default';
+  /** The columns that `set null` and `set default` set. */
+  readonly sets: readonly string[];
+}
+
+/** Parts of a partitioned table and temporal keys have none of their own. */
+const READ_KEYS = `
+select c.conrelid::int8::float8 as child, n.nspname as schema, r.relname as name, c.confrelid::int8::float8 as parent,
+  case c.confdeltype when 'c' then 'cascade' when 'n' then 'set null' when 'd' then 'set default' when 'r' then 'restrict' else 'no action' end as "onDelete",
+  (select json_agg(json_build_object('child', a.attname, 'parent', f.attname,
+      'equals', 'operator(' || quote_ident(onsp.nspname) || '.' || o.oprname || ')') order by k.position)
+    from unnest(c.conkey, c.confkey, c.conpfeqop) with ordinality as k (child, parent, equals, position)
+    join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.child
+    join pg_attribute f on f.attrelid = c.confrelid and f.attnum = k.parent
+    join pg_operator o on o.oid = k.equals join pg_namespace onsp on onsp.oid = o.oprnamespace) as columns,
+  (select json_agg(a.attname) from pg_attribute a where a.attrelid = c.conrelid and to_jsonb(a.attnum) <@ coalesce(to_jsonb(c) -> 'confdelsetcols', 'null')) as sets
+from pg_constraint c join pg_class r on r.oid = c.conrelid join pg_namespace n on n.oid = r.relnamespace
+where c.contype = 'f' and c.conparentid = 0 and not coalesce((to_jsonb(c) ->> 'conperiod')::bool, false) and c.confrelid = any ($1::oid[])
+  -- Of a table that is not replicated the role may have no rights: then it is left to whoever has.
+  and (c.conrelid = any ($1::oid[]) or not r.relrowsecurity and has_schema_privilege(n.oid, 'usage')
+    and has_table_privilege(r.oid, 'select') and has_table_privilege(r.oid, 'update') and has_table_privilege(r.oid, 'delete'))
+order by c.oid`;
+
+/** Reads the foreign keys whose parents are among these tables. */
+export async function readKeys(client: pg.Client, tables: readonly Table[]): Promise<ForeignKey[]> {
+  const { rows } = await client.query(READ_KEYS, [tables.map(({ oid }) => oid)]);
+  return rows.map(
+    ({ child: oid, schema, name, parent, onDelete, columns, sets }): ForeignKey => ({
+      child: { oid, schema, name },
+      parent,
+      columns,
+      onDelete,
+      sets: sets ?? columns.map((each: { child: string }) => each.child),
+    }),
+  );
+}
+
+/** The condition that a child refers to a parent, by their aliases. */
+export function refers({ columns }: ForeignKey, child: string, parent: string): string {
+  return columns
+    .map((each) => `${parent}.${ident(each.parent)} ${each.equals} ${child}.${ident(each.child)}`)
+    .join(' and ');
+}
+
 /** One group of a batch with its table. */
 export interface Arranged {
   readonly table: TableBatch;
@@ -65,10 +117,21 @@ export interface Arranged {
 /**
  * A batch's groups in the order in which they are applied: table by table, deletes first. Where foreign keys fire, children that go
  * go first, then parents come before their children, and parents that go are the last: what their deletes still find is this region's own.
+ * Where they don't fire, and parents go, so do their children before them.
  */
-export function arrange(tables: Iterable<TableBatch>, foreign: ForeignKeys | undefined): Arranged[] {
-  const all = [...tables].flatMap((table) => inOrder(table.groups).map((group) => ({ table, group })));
-  if (!foreign) return all;
+export function arrange(
+  tables: Iterable<TableBatch>,
+  foreign: ForeignKeys | undefined,
+  orphans?: { depth(oid: number): number; anyIn(tables: Iterable<TableBatch>): boolean },
+): Arranged[] {
+  const batches = [...tables];
+  const all = batches.flatMap((table) => inOrder(table.groups).map((group) => ({ table, group })));
+  if (!foreign) {
+    if (!orphans?.anyIn(batches)) return all;
+    const place = ({ table, group }: Arranged): number =>
+      group.kind === 'tombstone' ? orphans.depth(table.staging.table.oid) : 1e6;
+    return all.sort((a, b) => place(a) - place(b));
+  }
   const place = ({ table, group }: Arranged): number => {
     const { oid } = table.staging.table;
     if (group.kind !== 'tombstone') return foreign.rank(oid);

@@ -2,8 +2,9 @@ import { CoregentError } from '../model/error.ts';
 import { tableLabel } from '../model/table.ts';
 import { asRecords, type TableBatch } from '../pipe/batch.ts';
 import type { Tuples } from '../wire/tuples.ts';
-import { arrange, type ForeignKeys } from './foreign.ts';
+import type { Arranged, ForeignKeys } from './foreign.ts';
 import { type Blocked, Held, type Place } from './held.ts';
+import { ORPHANING } from './orphans.ts';
 import type { Step, StepResult } from './script.ts';
 import {
   type GroupKind,
@@ -45,9 +46,10 @@ const WHOLE: GroupKind = { kind: 'update', unknown: [] };
 /** Makes deferred foreign keys speak up now, so that a savepoint can catch it. */
 const CHECK: readonly Step[] = [{ text: 'set constraints all immediate' }, { text: 'set constraints all deferred' }];
 /** Whether any row is parked that may find its place by itself, as SQL. */
-export const ANY_PARKED = `exists (select from coregent.parked where sqlstate in (${RETRIED}))`;
+const RETRY = `operation <> '${ORPHANING}' and sqlstate in (${RETRIED})`;
+export const ANY_PARKED = `exists (select from coregent.parked where ${RETRY})`;
 const WAITING = `from coregent.parked
-  where sqlstate in (${RETRIED}) and table_name in (select jsonb_array_elements_text($1::jsonb))`;
+  where ${RETRY} and table_name in (select jsonb_array_elements_text($1::jsonb))`;
 /** Parked rows of some tables that another row may make room for, or stands for, from behind a given one on; not those that another session tries. */
 const SOME_WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') ${WAITING}
   order by id <= $2::int8, id limit $3::int4 for update skip locked`;
@@ -58,6 +60,7 @@ export class Isolation {
   readonly #peerId: number;
   readonly #targets: ReadonlyMap<number, Target>;
   readonly #foreign: ForeignKeys | undefined;
+  readonly #arranged: (tables: Iterable<TableBatch>) => readonly Arranged[];
   readonly #held = new Held();
   #parked = 0;
   /** The parked row that was tried last. */
@@ -70,11 +73,13 @@ export class Isolation {
     peerId: number;
     targets: ReadonlyMap<number, Target>;
     foreign: ForeignKeys | undefined;
+    arranged: (tables: Iterable<TableBatch>) => readonly Arranged[];
   }) {
     this.#ways = options.ways;
     this.#peerId = options.peerId;
     this.#targets = options.targets;
     this.#foreign = options.foreign;
+    this.#arranged = options.arranged;
   }
 
   /** Rows parked since the last call, less those that found their place after all. */
@@ -89,7 +94,7 @@ export class Isolation {
    * a part of which this may be (`ends`); what then still finds no place is parked.
    */
   async apply(tables: Iterable<TableBatch>, ends: boolean): Promise<void> {
-    const places = arrange(tables, this.#foreign).map(({ table, group }) => {
+    const places = this.#arranged(tables).map(({ table, group }) => {
       const target = this.#targets.get(table.staging.table.oid)!;
       return [...asRecords(table.staging, group).liveRows()].map((row) => ({ target, group, row }));
     });

@@ -7,6 +7,7 @@ import { Crossing, type FailedLook } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import type { Place } from './held.ts';
 import { ANY_PARKED, Isolation } from './isolate.ts';
+import type { Orphans } from './orphans.ts';
 import { passSteps } from './paused.ts';
 import { moveProgress, type ProgressKey } from './progress.ts';
 import type { Receipt, RecordedConflict, Settled } from './receipt.ts';
@@ -50,6 +51,7 @@ export class Store {
   readonly #progress: ProgressKey | undefined;
   readonly #fetch: FetchRows;
   readonly #foreign: ForeignKeys | undefined;
+  readonly #orphans: Orphans | undefined;
   #lsn: LSN;
   /** Inside a local transaction that an incomplete batch began. */
   #open = false;
@@ -79,6 +81,8 @@ export class Store {
     fetch: FetchRows;
     /** Where foreign keys fire. */
     foreign?: ForeignKeys | undefined;
+    /** Where they don't. */
+    orphans?: Orphans | undefined;
     /** What the store of the session before knew to be settled: see {@link Crossing}. Without: nothing is. */
     settled?: Set<number>;
   }) {
@@ -88,6 +92,7 @@ export class Store {
     this.#lsn = options.lsn;
     this.#fetch = options.fetch;
     this.#foreign = options.foreign;
+    this.#orphans = options.orphans;
     this.#crossing = new Crossing(this.#targets, options.settled ?? new Set());
     this.#untried = new Set(this.#targets.keys());
     this.#isolation = new Isolation({
@@ -112,6 +117,7 @@ export class Store {
       peerId: this.#progress?.peerId ?? 0,
       targets: this.#targets,
       foreign: this.#foreign,
+      arranged: (tables) => arrange(tables, this.#foreign, this.#orphans),
     });
   }
 
@@ -160,7 +166,7 @@ export class Store {
       this.#queued.push(...this.#passSteps(batch));
       this.#open = true;
       if (this.#isolate) await this.#isolation.apply(batch.tables.values(), batch.complete);
-      else if (this.#foreign) await this.#applyInOrder(batch);
+      else if (this.#foreign || this.#orphans?.anyIn(batch.tables.values())) await this.#applyInOrder(batch);
       else await this.#applyClean(batch);
       let localLsn: LSN | undefined;
       if (batch.complete) localLsn = await this.#commit(batch);
@@ -197,8 +203,11 @@ export class Store {
    */
   async #applyAtOnce(batch: Batch): Promise<LSN | undefined> {
     const steps = [...this.#begin(), ...this.#passSteps(batch)];
-    for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
-      if (group.tuples.live > 0) steps.push(wholeStep(this.#target(table), group, asRecords(table.staging, group)));
+    for (const { table, group } of arrange(batch.tables.values(), this.#foreign, this.#orphans)) {
+      if (group.tuples.live === 0) continue;
+      const target = this.#target(table);
+      const records = asRecords(table.staging, group);
+      steps.push(...(this.#orphans?.ahead(target, group, records) ?? []), wholeStep(target, group, records));
     }
     const commit = this.#commitSteps(batch);
     const { results, error } = await this.#runCommit([...steps, ...commit]);
@@ -243,6 +252,12 @@ export class Store {
   /** Whether {@link tryParked} is due: while a table is in doubt, or rows are parked that had no turn since their tables changed. */
   get owesTries(): boolean {
     return (this.inDoubt.size > 0 || this.#untried.size > 0) && !this.#open;
+  }
+
+  /** Other rows were written or removed here: parked ones are due again. */
+  tryAgain(): void {
+    for (const oid of this.#targets.keys()) this.#untried.add(oid);
+    this.#afresh = true;
   }
 
   /** Tries some of the parked rows again that may find their place now. What fails is tried by the next call. Throws a lost connection. */
@@ -369,9 +384,9 @@ export class Store {
     for (const { target, group } of copies) await this.#copyIn(target, group);
   }
 
-  /** Where foreign keys fire: one group after the other, parents and children each in their time. */
+  /** One group after the other, parents and children each in their time. */
   async #applyInOrder(batch: Batch): Promise<void> {
-    for (const { table, group } of arrange(batch.tables.values(), this.#foreign)) {
+    for (const { table, group } of arrange(batch.tables.values(), this.#foreign, this.#orphans)) {
       if (group.tuples.live === 0) continue;
       const target = this.#target(table);
       if (this.#mayCopy(target, group)) {
@@ -383,6 +398,7 @@ export class Store {
   }
 
   async #settle(target: Target, group: GroupKind, records: Tuples): Promise<void> {
+    this.#queued.push(...(this.#orphans?.ahead(target, group, records) ?? []));
     const [clean] = await this.#must([cleanStep(target, group, records)]);
     if (clean!.count !== records.live) await this.#careful(target, group, records);
   }

@@ -75,7 +75,7 @@ test('a row may come back after its tombstone has gone, and an old write of it m
 test('J14: a storm of conflicts leaves the newest records, and a row that comes again is parked once', async () => {
   await using cluster = await makeCluster({
     regions: 2,
-    tables: 'create table items (id int primary key, v text unique)',
+    tables: 'create table items (id int primary key, v text, exclude using btree (v with =))',
     config: { tombstones: { interval: '1s' }, conflicts: { limit: 100 } },
   });
   await cluster.install();

@@ -1,12 +1,14 @@
 import pg from 'pg';
+import { laterLsn, parseLsn } from '../../src/model/lsn.ts';
 import { makeFetch } from '../../src/pg/fetch.ts';
 import { joinTable } from '../../src/pg/join.ts';
+import { mendRegion } from '../../src/pg/mend.ts';
 import type { Receipt } from '../../src/pg/receipt.ts';
 import { router } from '../../src/pg/route.ts';
 import type { Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
-import { type Applier, applyPatiently, installRegion, isRowFault, openApplier, type Rules } from './region.ts';
+import { type Applier, applyPatiently, installRegion, isRowFault, openApplier, type Rules, tryAll } from './region.ts';
 
 /**
  * Real regions without agents: what one region's WAL says, as pgoutput writes it, goes through Decoder, Batch and Store of
@@ -16,6 +18,8 @@ export interface TestRegion {
   readonly id: number;
   readonly database: Database;
   readonly applier: Applier;
+  /** Where its WAL stood behind the last statements that it was told to run. */
+  written: string;
   /** Runs statements as an application; several at once are one transaction. */
   sql(text: string): Promise<pg.QueryResult>;
   /** One value of the first row, as text. */
@@ -24,6 +28,8 @@ export interface TestRegion {
   pull(from: TestRegion, rows?: number): Promise<Pulled>;
   /** Joins a table's rows and tombstones of another region, as `coregent apply` does. */
   join(from: TestRegion, table: string): Promise<void>;
+  /** Settles what regions broke together, with the others in reach but for those `away`. Returns whether anything was done. */
+  settle(all: readonly TestRegion[], away?: readonly TestRegion[]): Promise<boolean>;
   /** Recorded conflicts as `kind outcome`, oldest first. */
   conflicts(): Promise<string[]>;
 }
@@ -75,11 +81,18 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
   const applier = await openApplier(database.url);
   const stores = new Map<TestRegion, Store>();
   let joins = 0;
+  /** Where the WAL of each other region stood when it was pulled last. */
+  const heard = new Map<number, string>();
   const region: TestRegion = {
     id,
     database,
     applier,
-    sql: (text) => database.query(text),
+    written: '0/0',
+    async sql(text) {
+      const result = await database.query(text);
+      region.written = (await region.value('select pg_current_wal_insert_lsn()'))!;
+      return result;
+    },
     async value(text) {
       const { rows } = await database.query(text);
       const [value] = Object.values(rows[0] ?? {});
@@ -92,6 +105,7 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
         store = applier.store({ slot: slotOf(from, region), peerId: from.id, fetch });
         stores.set(from, store);
       }
+      heard.set(from.id, from.written);
       return await pull(from, region, store, rows);
     },
     async join(from, table) {
@@ -99,6 +113,39 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
       const known = joins++ % 2 === 0 ? applier.client : undefined;
       const target = applier.targets.get(`public.${table}`)!;
       await joinTable(from.applier.client, applier.store(), target, known && { known });
+    },
+    async settle(all, away = []) {
+      const others = all.filter((each) => each !== region);
+      const client = await openSession(region);
+      await client.query(`set search_path = pg_catalog, pg_temp`);
+      try {
+        const { conflicts, wrote, failed } = await mendRegion(client, {
+          region: id,
+          name: 'here',
+          neighbours: {
+            ids: others.map((each) => each.id),
+            heard: async (peer) => {
+              const applied = await region.value(`select lsn::text from coregent.progress where peer_id = ${peer}`);
+              return laterLsn(parseLsn(applied!), parseLsn(heard.get(peer) ?? '0/0'));
+            },
+            ask: async (peer, text, values) => {
+              const asked = others.find((each) => each.id === peer)!;
+              // The server is shared: what others wrote since is none of this.
+              if (text.includes('pg_current_wal_insert_lsn') && !away.includes(asked)) return [{ lsn: asked.written }];
+              return away.includes(asked) ? undefined : (await asked.database.query(text, values)).rows;
+            },
+          },
+        });
+        if (failed.length > 0) throw new Error(failed.map(({ table, message }) => `${table}: ${message}`).join('; '));
+        for (const store of stores.values()) {
+          store.tryAgain();
+          await tryAll(store);
+        }
+        region.written = (await region.value('select pg_current_wal_insert_lsn()'))!;
+        return wrote || conflicts.length > 0;
+      } finally {
+        await client[Symbol.asyncDispose]();
+      }
     },
     async conflicts() {
       const { rows } = await database.query('select kind, outcome from coregent.conflict_record order by id');

@@ -8,7 +8,9 @@ import { tableLabel } from '../../src/model/table.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { findDetails } from '../../src/pg/details.ts';
+import { readKeys } from '../../src/pg/foreign.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
+import { Orphans } from '../../src/pg/orphans.ts';
 import type { Receipt, Settled } from '../../src/pg/receipt.ts';
 import { Store } from '../../src/pg/store.ts';
 import { type FetchRows, prepareTargets, type Target } from '../../src/pg/target.ts';
@@ -63,7 +65,9 @@ export interface Applier extends AsyncDisposable {
 
 export async function openApplier(url: string): Promise<Applier> {
   const client = await connect(new Secret(url), 'here', { purpose: 'apply', applies: true });
-  const prepared = await prepareTargets(client, await readTables(client, 'here'));
+  const tables = await readTables(client, 'here');
+  const prepared = await prepareTargets(client, tables);
+  const orphans = new Orphans(await readKeys(client, tables), tables);
   const targets = new Map(prepared.map((target) => [tableLabel(target.staging.table), target]));
   return {
     client,
@@ -73,6 +77,7 @@ export async function openApplier(url: string): Promise<Applier> {
         client,
         targets: prepared,
         lsn,
+        orphans,
         ...(settled && { settled }),
         ...(slot === undefined ? {} : { progress: { slot, peerId } }),
         fetch: fetch ?? (() => Promise.reject(new CoregentError('internal_assert', 'nothing to fetch'))),

@@ -1,0 +1,127 @@
+import type pg from 'pg';
+import { classify } from '../model/error.ts';
+import { tableLabel } from '../model/table.ts';
+import { regionOf, type Version } from '../model/version.ts';
+import { isReplica } from './applier.ts';
+import { readTables } from './catalog.ts';
+import { readUniques, type Uniques } from './claims.ts';
+import { type ForeignKey, readKeys } from './foreign.ts';
+import { mendForeign } from './mend-foreign.ts';
+import { mendKeys } from './mend-keys.ts';
+import { Hearsay, type Neighbours } from './neighbours.ts';
+import type { RecordedConflict } from './receipt.ts';
+import { runScript, type Step, type StepResult } from './script.ts';
+import { prepareTargets, type Target } from './target.ts';
+
+/** A session that writes as an application of this region does, with what it must know of the tables. */
+export interface Session {
+  readonly client: pg.Client;
+  /** This region's id. */
+  readonly region: number;
+  readonly neighbours: Neighbours;
+  /** By label. */
+  readonly targets: ReadonlyMap<string, Target>;
+  /** By OID. */
+  readonly uniques: ReadonlyMap<number, Uniques>;
+  readonly keys: readonly ForeignKey[];
+  /** Parked rows that were taken out. */
+  unparked: number;
+  /** What was written makes room, or stands in, for parked rows. */
+  wrote: boolean;
+  run(steps: readonly Step[]): Promise<readonly StepResult[]>;
+  transaction<T>(work: () => Promise<T>): Promise<T>;
+  /** Does the work under a savepoint; what a row is at fault for is taken back and returned. */
+  attempt(work: () => Promise<void>): Promise<Error | undefined>;
+  /** What fails for one table holds up no other. Throws a lost connection. */
+  guarded(label: string, work: () => Promise<void>): Promise<void>;
+  /** Whether all that the writer of this version had heard is here. */
+  knows(hearsay: Hearsay, version: Version): Promise<boolean>;
+}
+
+/** What one look did. */
+export interface Mended {
+  readonly conflicts: readonly RecordedConflict[];
+  readonly unparked: number;
+  /** Parked rows may find their place now. */
+  readonly wrote: boolean;
+  readonly failed: readonly { readonly table: string; readonly message: string }[];
+}
+
+/** Whether there is anything to settle, as SQL. */
+export const ANY_TO_MEND = `exists (select from coregent.parked where sqlstate in ('23505', '23503', '23001'))`;
+
+/**
+ * Settles what the rows of different regions break together: unique values that two rows claim, and foreign keys whose parent was
+ * deleted. `client`: a session of its own, which does not apply. Whatever is cut off in the middle is settled by the next look.
+ * Throws a lost connection.
+ */
+export async function mendRegion(
+  client: pg.Client,
+  { region, name, neighbours }: { readonly region: number; readonly name: string; readonly neighbours: Neighbours },
+): Promise<Mended> {
+  // A role that an administrator set to the replica role writes its tombstones itself.
+  if (await isReplica(client)) await client.query('set session_replication_role = origin').catch(() => {});
+  // What is passed over for now was not heard of.
+  const { rows: paused } = await client.query('select table_name from coregent.paused');
+  const missing = new Set(paused.map(({ table_name }) => table_name));
+  const tables = (await readTables(client, name)).filter((table) => !missing.has(tableLabel(table)));
+  const targets = await prepareTargets(client, tables);
+  const keys = await readKeys(client, tables);
+  const failed: Mended['failed'][number][] = [];
+  const run: Session['run'] = async (steps) => {
+    const { results, error } = await runScript(client, steps);
+    if (error) throw error;
+    return results;
+  };
+  const session: Session = {
+    client,
+    region,
+    neighbours,
+    targets: new Map(targets.map((target) => [tableLabel(target.staging.table), target])),
+    uniques: await readUniques(client, tables),
+    keys: keys.filter(({ child }) => !missing.has(tableLabel(child))),
+    unparked: 0,
+    wrote: false,
+    run,
+    transaction: async (work) => {
+      await client.query('begin');
+      try {
+        const result = await work();
+        await client.query('commit');
+        return result;
+      } catch (error) {
+        await client.query('rollback');
+        throw error;
+      }
+    },
+    attempt: async (work) => {
+      await client.query('savepoint attempted');
+      try {
+        await work();
+        await client.query('set constraints all immediate; set constraints all deferred');
+        await client.query('release savepoint attempted');
+        return undefined;
+      } catch (error) {
+        if (classify(error).code !== 'apply_failed') throw error;
+        await client.query('rollback to savepoint attempted; release savepoint attempted');
+        return error as Error;
+      }
+    },
+    guarded: async (label, work) => {
+      try {
+        await work();
+      } catch (error) {
+        const { code, message } = classify(error);
+        if (code === 'peer_unreachable' || code === 'peer_restarting') throw error;
+        failed.push({ table: label, message });
+      }
+    },
+    knows: async (hearsay, version) => {
+      const writer = regionOf(version);
+      return writer === region || (await hearsay.knowsAllOf(writer));
+    },
+  };
+  const hearsay = new Hearsay(neighbours);
+  const conflicts = [...(await mendKeys(session, hearsay)), ...(await mendForeign(session, hearsay))];
+  return { conflicts, unparked: session.unparked, wrote: session.wrote, failed };
+}

@@ -1,0 +1,330 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { tombstoneName } from '../../src/model/table.ts';
+import { openRegions, type TestRegion, type TestRegions } from './link.ts';
+
+/** What the rows of several regions break together: unique values and foreign keys, settled by ordinary writes. */
+
+const SCHEMA = `
+  create table users (id int primary key, email text unique, name text, seat int, unique (seat) deferrable initially deferred);
+  create unique index on users (lower(name)) where seat is null;
+  create table orders (id int primary key, note text, big text);
+  alter table orders alter column big set storage external;
+  create table lines (id int primary key, ord int references orders on delete cascade);
+  create table marks (id int primary key, ord int default 1 references orders on delete set null);
+  create table bills (id int primary key, ord int not null references orders);
+  create table notes (id int primary key, ord int default 1 references orders on delete set default);
+  create table logins (id int primary key, who int not null references users);
+  create table countries (country text primary key, name text);
+  create table cities (country text references countries on delete cascade, city int, name text, primary key (country, city));
+  create table streets (id int primary key, country text, city int, foreign key (country, city) references cities);
+  create table trips (id int primary key, country text, city int,
+    foreign key (country, city) references cities match full on delete set null);
+  create table spots (id int primary key, parent int references spots on delete cascade);`;
+
+const TABLES = `users orders lines marks bills notes logins countries cities streets trips spots`.split(' ');
+const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
+const ALL = TABLES.flatMap((table) => [`public.${table}`, tombs(table)]);
+
+let world: TestRegions;
+let tokyo: TestRegion;
+let frankfurt: TestRegion;
+let virginia: TestRegion;
+
+beforeAll(async () => {
+  world = await openRegions(SCHEMA, 3);
+  [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
+});
+afterAll(() => world[Symbol.asyncDispose]());
+
+beforeEach(async () => {
+  await pullAll();
+  // As if nothing had ever been: a session that applies stamps nothing and leaves no tombstones.
+  const clear = [...ALL, 'coregent.conflict_record', 'coregent.parked'].map((table) => `delete from ${table};`);
+  for (const { applier } of world.regions) await applier.client.query(clear.join('\n'));
+});
+
+async function pullAll(): Promise<void> {
+  for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
+}
+
+async function contentOf(region: TestRegion): Promise<string[]> {
+  const { rows } = await region.sql(
+    ALL.map((table) => `select '${table} ' || to_jsonb(whole)::text as line from ${table} whole`).join(' union all '),
+  );
+  return rows.map(({ line }) => line).sort();
+}
+
+/** Exchanges and settles everything; expects the same rows everywhere, and nobody waiting. Gives the rounds that it took. */
+async function settleAll(): Promise<number> {
+  for (let round = 1; ; round++) {
+    await pullAll();
+    let did = false;
+    for (const region of world.regions) did = (await region.settle(world.regions)) || did;
+    if (!did) {
+      const contents = await Promise.all(world.regions.map(contentOf));
+      for (const content of contents) expect(content).toEqual(contents[0]);
+      for (const region of world.regions)
+        expect(await region.value('select json_agg(p) from coregent.parked p')).toBe(null);
+      return round;
+    }
+    expect(round).toBeLessThan(12);
+  }
+}
+
+const USERS = `select coalesce(string_agg(concat_ws(' ', id, email, name), ', ' order by id), '') from users`;
+const records = async (region: TestRegion, columns = 'kind, outcome'): Promise<string[]> =>
+  (await region.sql(`select concat_ws(' ', ${columns}) as line from coregent.conflict_record order by id`)).rows.map(
+    ({ line }) => line,
+  );
+
+describe('unique keys', () => {
+  it('B1: of two rows with one value the smaller key stays, everywhere; the other is in the record, whole', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo')`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt')`);
+    await settleAll();
+    expect(await virginia.value(USERS)).toBe('1 a@x tokyo');
+    const both = `kind, outcome, key ->> 'id', local_row ->> 'name', incoming_row ->> 'name'`;
+    expect(await records(frankfurt, both)).toEqual(['insert_exists apply 2 frankfurt tokyo']);
+    expect(await records(tokyo, both)).toEqual(['insert_exists keep 2 tokyo frankfurt']);
+  });
+
+  it('B1: updates of the loser that are under way lose with it, and are recorded', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo'), (3, 'c@x', 'three')`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt')`);
+    await virginia.pull(frankfurt);
+    await virginia.sql(`update users set name = 'virginia' where id = 2`);
+    await frankfurt.pull(tokyo);
+    await frankfurt.settle(world.regions);
+    expect(await frankfurt.value(USERS)).toBe('1 a@x tokyo, 3 c@x three');
+    await virginia.sql(`update users set name = 'again' where id = 2`);
+    await settleAll();
+    expect(await tokyo.value(USERS)).toBe('1 a@x tokyo, 3 c@x three');
+    const lost = (
+      await Promise.all(world.regions.map((each) => records(each, `local_row ->> 'name', incoming_row ->> 'name'`)))
+    ).flat();
+    for (const name of ['frankfurt', 'again']) expect(lost.join(' ')).toContain(name);
+  });
+
+  it('B2: a row that meets several others by several keys loses to a smaller one, and they stay', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'a', 1), (5, 'e@x', 'e', 5)`);
+    await frankfurt.sql(`insert into users values (3, 'a@x', 'c', 5)`);
+    await virginia.sql(`insert into users values (2, 'b@x', 'b', 2)`);
+    await settleAll();
+    expect(await virginia.value(USERS)).toBe('1 a@x a, 2 b@x b, 5 e@x e');
+    expect(await records(tokyo, `kind, outcome, key ->> 'id'`)).toEqual(['multiple_unique_conflicts keep 3']);
+  });
+
+  it('B2: one that is smaller than all others takes the place of all', async () => {
+    await tokyo.sql(`insert into users values (4, 'a@x', 'a', 1), (5, 'e@x', 'e', 5)`);
+    await frankfurt.sql(`insert into users values (3, 'a@x', 'c', 5)`);
+    await settleAll();
+    expect(await virginia.value(USERS)).toBe('3 a@x c');
+    expect((await records(tokyo, `kind, outcome, key ->> 'id'`)).sort()).toEqual([
+      'multiple_unique_conflicts apply 4',
+      'multiple_unique_conflicts apply 5',
+    ]);
+  });
+
+  it('B7, B6: partial indexes on expressions, and deferrable constraints', async () => {
+    await tokyo.sql(`insert into users values (1, '1', 'Ada', 1), (2, '2', 'Bob', null)`);
+    await frankfurt.sql(`insert into users values (3, '3', 'ADA', 1), (4, '4', 'BOB', null), (5, '5', 'ada', 9)`);
+    await settleAll();
+    expect(await virginia.value(USERS)).toBe('1 1 Ada, 2 2 Bob, 5 5 ada');
+  });
+
+  it('B18: a value that is given up elsewhere, unheard of here, is nobody’s loss', async () => {
+    await tokyo.sql(`insert into users values (2, 'a@x', 'two')`);
+    await settleAll();
+    await tokyo.sql(`update users set email = 'b@x'`);
+    await frankfurt.pull(tokyo);
+    await frankfurt.sql(`insert into users values (1, 'a@x', 'one')`);
+    await virginia.pull(frankfurt);
+    expect(await virginia.value('select count(*) from coregent.parked')).toBe('1');
+    expect(await virginia.settle(world.regions)).toBe(false);
+    // Not even while the writer cannot be asked, and what it had heard cannot be known.
+    expect(await virginia.settle(world.regions, [frankfurt])).toBe(false);
+    await virginia.pull(tokyo);
+    expect(await virginia.value(USERS)).toBe('1 a@x one, 2 b@x two');
+    await settleAll();
+    expect(await records(virginia)).toEqual([]);
+  });
+
+  it('while the writer of a loser cannot be reached, the others take its row away', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo')`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt')`);
+    await virginia.pull(frankfurt);
+    await virginia.pull(tokyo);
+    await tokyo.pull(frankfurt);
+    await virginia.settle(world.regions, [frankfurt]);
+    await tokyo.settle(world.regions, [frankfurt]);
+    for (const region of [tokyo, virginia]) expect(await region.value(USERS)).toBe('1 a@x tokyo');
+    await frankfurt.sql(`update users set name = 'later'`);
+    await settleAll();
+    expect(await frankfurt.value(USERS)).toBe('1 a@x tokyo');
+  });
+
+  it('B3: who lost to a row that itself loses is gone all the same, in every region', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'one', 1)`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'two', 2)`);
+    await virginia.sql(`insert into users values (3, 'c@x', 'three', 2)`);
+    await virginia.pull(frankfurt);
+    await virginia.settle(world.regions);
+    await settleAll();
+    expect(await tokyo.value(USERS)).toBe('1 a@x one');
+  });
+
+  it('rows that change values in a ring while one of them is contested', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'one'), (2, 'b@x', 'two'), (3, 'c@x', 'three')`);
+    await settleAll();
+    await tokyo.sql(
+      `update users set email = '?' where id = 1; update users set email = 'a@x' where id = 2; update users set email = 'b@x' where id = 1`,
+    );
+    await frankfurt.sql(`update users set email = 'new' where id = 3`);
+    await frankfurt.sql(`insert into users values (4, 'c@x', 'four')`);
+    await virginia.sql(
+      `insert into users values (5, 'c@x', 'five') on conflict do nothing; update users set email = 'd@x' where id = 3`,
+    );
+    await virginia.sql(`insert into users values (6, 'c@x', 'six')`);
+    await settleAll();
+    expect(await virginia.value(`select string_agg(id || email, ' ' order by id) from users where id <> 3`)).toBe(
+      '1b@x 2a@x 4c@x',
+    );
+  });
+});
+
+describe('foreign keys', () => {
+  const ORDERS = `select coalesce(string_agg(concat_ws(' ', id, note, left(big, 1), length(big)), ', ' order by id), '') from orders`;
+  const children = (table: string): string =>
+    `select coalesce(string_agg(concat_ws(' ', id, ord), ', ' order by id), '') from ${table}`;
+  const begin = async (): Promise<void> => {
+    await tokyo.sql(
+      `insert into orders values (1, 'default', null), (2, 'two', repeat('x', 4000)), (3, 'three', null)`,
+    );
+    await settleAll();
+  };
+
+  it('B12: cascade: a delete takes along the child that another region added, and the child is in the record', async () => {
+    await begin();
+    await tokyo.sql('delete from orders where id = 2');
+    await frankfurt.sql('insert into lines values (1, 2), (2, 3)');
+    await settleAll();
+    expect(await virginia.value(children('lines'))).toBe('2 3');
+    expect(await records(frankfurt, `kind, rule, outcome, table_name, local_row ->> 'id'`)).toEqual([
+      'delete_referenced cascade apply public.lines 1',
+    ]);
+  });
+
+  it.each([
+    ['set null', `insert into marks values (1, 2)`, '1'],
+    ['set default', `insert into notes values (1, 2)`, '1 1'],
+  ])('B12: %s: the child stays, and refers as its key says', async (action, insert, left) => {
+    await begin();
+    await tokyo.sql('delete from orders where id = 2');
+    await frankfurt.sql(insert);
+    await settleAll();
+    expect(await virginia.value(children(insert.split(' ')[2]!))).toBe(left);
+    expect(await records(frankfurt, 'kind, rule, outcome')).toEqual([`delete_referenced ${action} apply`]);
+  });
+
+  it('B12: no action: the parent is written again, whole, and the delete is in the record', async () => {
+    await begin();
+    await tokyo.sql('delete from orders where id = 2');
+    await frankfurt.sql('insert into bills values (1, 2)');
+    await settleAll();
+    expect(await tokyo.value(ORDERS)).toBe('1 default, 2 two x 4000, 3 three');
+    expect(await virginia.value(children('bills'))).toBe('1 2');
+    expect(await records(frankfurt, `kind, rule, outcome, local_row ->> 'note'`)).toEqual([
+      'delete_referenced restrict keep two',
+    ]);
+    // Who has seen that may delete both.
+    await virginia.sql('delete from bills; delete from orders where id = 2');
+    await settleAll();
+    expect(await tokyo.value(ORDERS)).toBe('1 default, 3 three');
+  });
+
+  it('a child whose parent is on its way is left alone', async () => {
+    await tokyo.sql(`insert into orders values (7, 'seven')`);
+    await frankfurt.pull(tokyo);
+    await frankfurt.sql('insert into bills values (7, 7)');
+    await virginia.pull(frankfurt);
+    expect(await virginia.settle(world.regions)).toBe(false);
+    await settleAll();
+    expect(await virginia.value(`${children('bills')}`)).toBe('7 7');
+    expect(await records(virginia)).toEqual([]);
+  });
+
+  it('a parent that is deleted and inserted again keeps its children', async () => {
+    await begin();
+    await tokyo.sql('delete from orders where id = 2');
+    await frankfurt.sql('insert into lines values (1, 2)');
+    await frankfurt.pull(tokyo);
+    await tokyo.sql(`insert into orders values (2, 'again')`);
+    await frankfurt.pull(tokyo);
+    await settleAll();
+    expect(await virginia.value(children('lines'))).toBe('1 2');
+    expect(await virginia.value(ORDERS)).toContain('2 again');
+  });
+
+  it('B14: a tree that goes as a whole leaves nothing to settle; a branch that another region added goes with it', async () => {
+    await tokyo.sql('insert into spots values (1, null), (2, 1), (3, 2)');
+    await settleAll();
+    await tokyo.sql('delete from spots where id = 1');
+    await virginia.pull(tokyo);
+    expect(await virginia.value('select count(*) from coregent.parked')).toBe('0');
+    await frankfurt.sql('insert into spots values (4, 3), (5, 4)');
+    await settleAll();
+    expect(await virginia.value('select count(*) from spots')).toBe('0');
+    expect((await records(frankfurt, `local_row ->> 'id'`)).sort()).toEqual(['4', '5']);
+  });
+
+  it('a child that holds its parent holds its parent’s parent too', async () => {
+    await tokyo.sql(`insert into countries values ('jp', 'Japan'); insert into cities values ('jp', 1, 'Tokyo')`);
+    await settleAll();
+    await tokyo.sql(`delete from countries`);
+    await frankfurt.sql(`insert into streets values (1, 'jp', 1)`);
+    await settleAll();
+    expect(
+      await virginia.value(
+        'select count(*) from streets join cities using (country, city) join countries using (country)',
+      ),
+    ).toBe('1');
+  });
+
+  it('B15: a composite key with MATCH FULL, of which one column is set null', async () => {
+    await tokyo.sql(`insert into countries values ('jp', 'Japan'); insert into cities values ('jp', 1, 'Tokyo')`);
+    await settleAll();
+    await tokyo.sql(`delete from cities`);
+    await frankfurt.sql(`insert into trips values (1, 'jp', 1), (2, null, null)`);
+    await settleAll();
+    expect(
+      await virginia.value(`select string_agg(concat_ws(' ', id, country, city), ', ' order by id) from trips`),
+    ).toBe('1, 2');
+  });
+
+  it('a parent that finds no place any more, because its unique value was given away, lets its children go', async () => {
+    await tokyo.sql(`insert into users values (9, 'a@x', 'nine')`);
+    await settleAll();
+    await tokyo.sql(`delete from users; insert into users values (1, 'a@x', 'one')`);
+    await frankfurt.sql(`insert into logins values (1, 9)`);
+    await settleAll();
+    expect(await virginia.value(USERS)).toBe('1 a@x one');
+    expect(await virginia.value('select count(*) from logins')).toBe('0');
+    expect(await records(frankfurt, `table_name, kind, rule, outcome, key`)).toContain(
+      'public.logins delete_referenced no action apply {"id": 1}',
+    );
+  });
+
+  it('who loses its unique value takes its children along, each in the record', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo')`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt'); insert into logins values (1, 2)`);
+    await virginia.pull(frankfurt);
+    await virginia.sql('insert into logins values (2, 2)');
+    await settleAll();
+    expect(await tokyo.value(USERS)).toBe('1 a@x tokyo');
+    expect(await tokyo.value('select count(*) from logins')).toBe('0');
+    const lost = (
+      await Promise.all(world.regions.map((each) => records(each, `table_name, local_row ->> 'id'`)))
+    ).flat();
+    expect(lost).toEqual(expect.arrayContaining(['public.logins 1', 'public.logins 2']));
+  });
+});
