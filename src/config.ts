@@ -6,6 +6,7 @@ import { nearest } from './model/nearest.ts';
 import { COLUMN_RULES, LWW, type Rule, TABLE_RULES } from './model/rule.ts';
 import { Secret } from './model/secret.ts';
 import { parseDuration, parseRate, parseSize, type Rate } from './model/units.ts';
+import { ownerFaults, readOwner } from './owner.ts';
 import { serverOf, urlFault } from './url.ts';
 import { readYaml, type YamlText } from './yaml.ts';
 
@@ -83,7 +84,11 @@ const columnRules = COLUMN_RULES.filter((rule) => ([] as string[]).includes(rule
 const conflict = z.enum(tableRules).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });
-const table = z.strictObject({ conflict, columns: z.record(z.string(), z.enum(columnRules)).optional() });
+const table = z.strictObject({
+  conflict,
+  columns: z.record(z.string(), z.enum(columnRules)).optional(),
+  owner: z.unknown().optional(),
+});
 const schema = z.strictObject({
   cluster: name,
   regions: z.record(z.string(), region),
@@ -111,9 +116,9 @@ const schema = z.strictObject({
 });
 
 /** Words of the design that this version does not carry out yet. */
-const laterRules = [...TABLE_RULES, 'owner', 'strong'].filter((rule) => !(tableRules as string[]).includes(rule));
+const laterRules = [...TABLE_RULES, 'strong'].filter((rule) => !(tableRules as string[]).includes(rule));
 const laterColumnRules = [...COLUMN_RULES, 'escrow'].filter((rule) => !(columnRules as string[]).includes(rule));
-const laterTableKeys = ['owner', 'custom'];
+const laterTableKeys = ['custom'];
 
 /** Reads and checks the file. Fails with `config_missing` or `config_invalid`, the latter with every fault at once. */
 export async function loadConfig(path: string, env: Env = process.env): Promise<Config> {
@@ -152,8 +157,8 @@ export function ruleFor(config: Config, schema: string, table: string): Rule | u
   const found = config.tables.filter(({ glob }) => globMatches(glob, schema, table));
   if (found.length === 0) return undefined;
   const columns = Object.assign({}, ...found.map((entry) => entry.columns));
-  const { conflict, custom } = Object.assign({ ...config.defaults }, ...found);
-  return { conflict, columns, ...(custom === undefined ? {} : { custom }) };
+  const { conflict, custom, owner } = Object.assign({ ...config.defaults }, ...found);
+  return { conflict, columns, ...(custom === undefined ? {} : { custom }), ...(owner === undefined ? {} : { owner }) };
 }
 
 function complete(file: z.output<typeof schema>, path: string): Config {
@@ -168,7 +173,7 @@ function complete(file: z.output<typeof schema>, path: string): Config {
     })),
     defaults,
     tables: Object.entries(file.tables)
-      .map(([glob, entry]) => ({ glob, ...said(entry) }))
+      .map(([glob, entry]) => ({ glob, ...said(entry), ...(entry?.owner ? { owner: readOwner(entry.owner) } : {}) }))
       .sort((a, b) => exactness(a.glob) - exactness(b.glob)),
     clock: { maxOffsetMs: file.clock?.max_offset ?? 500, settleMs: file.clock?.settle ?? MINUTE },
     batch: { rows: file.batch?.rows ?? 20_000, bytes: file.batch?.bytes ?? 16 * 1024 ** 2 },
@@ -188,7 +193,8 @@ type Said = Pick<Partial<Rule>, 'conflict' | 'columns'>;
 
 /** What an entry says, without the keys that it leaves out. */
 function said(entry: { [K in keyof Said]: Said[K] | undefined } | null | undefined): Said {
-  return Object.fromEntries(Object.entries(entry ?? {}).filter(([, value]) => value !== undefined));
+  const { conflict, columns } = entry ?? {};
+  return Object.fromEntries(Object.entries({ conflict, columns }).filter(([, value]) => value !== undefined));
 }
 
 interface Found {
@@ -223,6 +229,7 @@ function article(type: string): string {
 
 function unknownRule(path: readonly string[], written: unknown): string {
   const column = path.at(-1) !== 'conflict';
+  if (written === 'owner') return 'is a key beside `conflict`: `owner: { column: home_region }`';
   const [known, later] = column ? [columnRules, laterColumnRules] : [tableRules, laterRules];
   const instead = known.length > 0 ? `; use ${known.map((rule) => `\`${rule}\``).join(', ')}` : '; leave it out';
   if (later.includes(String(written))) return `the rule \`${written}\` is not yet available${instead}`;
@@ -279,7 +286,12 @@ function cross(value: unknown): Found[] {
   }
   const tables = entriesOf(value, 'tables');
   if (tables?.length === 0) found.push({ path: ['tables'], message: 'must name a table, for instance `public.*: {}`' });
-  for (const [glob] of tables ?? []) {
+  for (const [glob, entry] of tables ?? []) {
+    const owner = (entry as { owner?: unknown } | null)?.owner;
+    const names = (regions ?? []).map(([name]) => name);
+    for (const { path, message } of owner === undefined ? [] : ownerFaults(owner, names)) {
+      found.push({ path: ['tables', glob, 'owner', ...path], message });
+    }
     const [schema, table] = splitGlob(glob);
     if (!schema || !table) {
       found.push({ path: ['tables', glob], message: 'must name schema and table, like `public.orders` or `public.*`' });

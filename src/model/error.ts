@@ -72,6 +72,11 @@ export const errors = {
     retry: 'later',
     cure: 'Give the role what `coregent doctor --grants` prints.',
   },
+  not_owner: {
+    exit: 5,
+    retry: 'never',
+    cure: 'Write the row in the region that owns it: docs/rules/owner.md. To move it, update its owner there.',
+  },
   disk_full: { exit: 1, retry: 'later', cure: 'Free disk space on that server; replication goes on by itself.' },
 
   slot_missing: { exit: 1, retry: 'never', cure: 'Run `coregent apply`: it makes the slot and joins the rows.' },
@@ -260,6 +265,7 @@ const sqlstates: Readonly<Record<string, ErrorCode>> = {
   '55P03': 'apply_interrupted',
   '57014': 'apply_interrupted',
   '58P01': 'slot_lost',
+  CG001: 'not_owner',
   XX001: 'data_corrupt',
   XX002: 'data_corrupt',
   '08': 'peer_unreachable',

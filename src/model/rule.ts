@@ -1,3 +1,5 @@
+import type { Owner } from './owner.ts';
+
 /** How a table settles writes of which neither had seen the other. */
 export const TABLE_RULES = ['lww', 'fww', 'columns', 'siblings', 'custom'] as const;
 export type TableRule = (typeof TABLE_RULES)[number];
@@ -13,6 +15,8 @@ export interface Rule {
   readonly columns: Readonly<Record<string, ColumnRule>>;
   /** Of the rule `custom`: what decides, a SQL function's qualified name or a module's path. */
   readonly custom?: string;
+  /** Whose writes are taken at all. */
+  readonly owner?: Owner;
 }
 
 /** The default. */
@@ -33,13 +37,14 @@ export function familyOf({ conflict, columns }: Rule): Family {
 
 /** The rule as the catalogs of all regions hold it; equal texts mean equal rules. */
 export function ruleText(rule: Rule): string {
-  const { conflict, columns, custom } = rule;
+  const { conflict, columns, custom, owner } = rule;
   const names = Object.keys(columns).sort();
-  if (names.length === 0 && custom === undefined) return conflict;
+  if (names.length === 0 && custom === undefined && owner === undefined) return conflict;
   return JSON.stringify({
     conflict,
     ...(names.length > 0 ? { columns: Object.fromEntries(names.map((name) => [name, columns[name]])) } : {}),
     ...(custom === undefined ? {} : { custom }),
+    ...(owner === undefined ? {} : { owner }),
   });
 }
 

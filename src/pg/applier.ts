@@ -87,25 +87,31 @@ export async function findTier(client: pg.Client): Promise<Tier> {
   return (await hasOrigins(client)) ? 'A' : 'B';
 }
 
-/**
- * The roles whose applied rows the stamping triggers must pass by, in SQL; undefined where none needs it, and triggers cost nothing
- * for it. The role's name is part of it, because the setting alone could be set by any application, which could then forge versions.
- */
-export async function guardOf(client: pg.Client): Promise<string | undefined> {
-  if (await mayReplicate(client)) return undefined;
-  const { rows } = await client.query('select session_user as role');
-  return notApplying(rows[0].role);
+/** Conditions of triggers, in SQL. The cheapest part stands first: for an application it is the only one. */
+export interface Guards {
+  /**
+   * True unless the row is written by an apply session of this role itself: what a trigger or a foreign key writes in consequence is
+   * a write of this region like any other.
+   */
+  readonly stamp: string;
+  /** True unless the session applies: nothing that it causes is refused. */
+  readonly owner: string;
 }
 
 /**
- * True unless the row is written by an apply session of this role itself: what a trigger or a foreign key writes in consequence is
- * a write of this region like any other. The cheapest part stands first: for an application it is the only one.
+ * The roles whose applied rows the stamping triggers must pass by; undefined where none needs it, and triggers cost nothing
+ * for it. The role's name is part of it, because the setting alone could be set by any application, which could then forge versions.
  */
-function notApplying(role: string): string {
-  return `(session_user <> ${literal(role)} or ${notAppliedHere()})`;
+export async function guardsOf(client: pg.Client): Promise<Guards | undefined> {
+  if (await mayReplicate(client)) return undefined;
+  const { rows } = await client.query('select session_user as role');
+  const another = `session_user <> ${literal(rows[0].role)}`;
+  return { stamp: `(${another} or ${notAppliedHere()})`, owner: `(${another} or ${APPLIES_NOT})` };
 }
+
+const APPLIES_NOT = `pg_catalog.current_setting(${literal(APPLY_SETTING)}, true) is distinct from 'on'`;
 
 /** The same for an application's own triggers, where nothing can be forged. */
 export function notAppliedHere(): string {
-  return `pg_catalog.pg_trigger_depth() > 0 or pg_catalog.current_setting(${literal(APPLY_SETTING)}, true) is distinct from 'on'`;
+  return `pg_catalog.pg_trigger_depth() > 0 or ${APPLIES_NOT}`;
 }

@@ -17,11 +17,12 @@ import {
   VERSION,
 } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
-import { guardOf } from './applier.ts';
+import { guardsOf } from './applier.ts';
 import { type FoundTable, findTables, PUBLICATION, readInstalled } from './catalog.ts';
 import { transaction } from './connect.ts';
 import { type Details, findDetails } from './details.ts';
 import { isRecreated, oweAgain } from './recreated.ts';
+import { disownSql, OWNER_TRIGGER, type Ownership, ownerSql, readOwnerType, truncateOwned } from './stamp-owner.ts';
 import { WHOLE } from './standing.ts';
 import { stampingSql, TRIGGERS, triggerFunctions, truncateTrigger, unheeded } from './triggers.ts';
 
@@ -95,14 +96,23 @@ export async function planRegion(
   const byId = new Map(registered.map((row) => [row.table_id as string, row]));
 
   const remembered = await readRemembered(client);
-  const guard = await guardOf(client);
+  const guards = await guardsOf(client);
+  const names = config.regions.map(({ name }) => name);
   for (const { table, details, rule } of tables) {
     const row = byId.get(tableId(table));
     const partitioned = table.kind === 'partitioned';
-    const stamping = stampingSql(table, region.id, { partitioned, ...(guard === undefined ? {} : { guard }) });
+    const ownership = await ownershipOf(client, table, region.name, names);
+    const stamping = stampingSql(table, region.id, {
+      partitioned,
+      ...(guards ? { guard: guards.stamp } : {}),
+      ...(ownership ? { truncating: truncateOwned(table, ownership) } : {}),
+    });
+    if (ownership) {
+      stamping.push(...ownerSql(table, ownership, { partitioned, ...(guards ? { guard: guards.owner } : {}) }));
+    }
     const parts = [
       ...rememberSql(table, remembered.get(tombstoneName(table)), region.name),
-      ...partsSql(table, details, guard === undefined),
+      ...partsSql(table, details, guards === undefined),
     ];
     // A walsender of PostgreSQL 14 takes a table that it has met for what it was, until the publication changes.
     if (row && unheeded(table, details.leaves).length > 0) {
@@ -114,6 +124,7 @@ export async function planRegion(
       row.stamp === stamp &&
       table.stamped &&
       Object.values(TRIGGERS).every((name) => table.triggers.includes(name)) &&
+      table.triggers.includes(OWNER_TRIGGER) === (ownership !== undefined) &&
       [tableLabel(table), `coregent.${tombstoneName(table)}`].every((label) => publication.whole.has(label)) &&
       parts.length === 0;
     if (whole) continue;
@@ -124,6 +135,21 @@ export async function planRegion(
     ]);
   }
   return actions;
+}
+
+/** By which region's writes of a table are refused here; undefined where nobody's are. Throws `refused` for a column that won't do. */
+async function ownershipOf(
+  client: pg.Client,
+  table: Table,
+  here: string,
+  regions: readonly string[],
+): Promise<Ownership | undefined> {
+  const owner = table.rule?.owner;
+  if (!owner) return undefined;
+  const read = await readOwnerType(client, table, owner);
+  if ('type' in read) return { owner, type: read.type, here, regions };
+  const { message, cure } = read.fault;
+  throw new CoregentError('refused', `${tableLabel(table)} ${message}`, { where: here, cure });
 }
 
 /** What a region's publication is. */
@@ -263,6 +289,7 @@ function tableSql(
           oweAgain(table, 'select slot from coregent.progress'),
         ]),
     ...stateSql(table),
+    ...(table.rule?.owner ? [] : disownSql(table)),
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} ${what}`),

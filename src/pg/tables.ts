@@ -8,6 +8,7 @@ import { type FoundTable, findTables } from './catalog.ts';
 import { type Details, findDetails } from './details.ts';
 import { sequenceWarnings } from './sequences.ts';
 import type { OpenRegion } from './setup.ts';
+import { readOwnerType } from './stamp-owner.ts';
 import type { Warning } from './warning.ts';
 
 /** A table to replicate and what each region has of it, in the order of the regions. */
@@ -80,6 +81,11 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
     }
     if (faults.length > before) continue;
     const tables = found.map((each) => ({ ...each!.table, rule }));
+    for (const [index, table] of tables.entries()) {
+      const read = rule.owner && (await readOwnerType(open[index]!.client, table, rule.owner));
+      if (!read || 'type' in read) continue;
+      faults.push({ label, region: names[index]!, message: read.fault.message, cure: [read.fault.cure] });
+    }
     const [first, ...others] = found as [Inspected, ...Inspected[]];
     for (const [index, other] of others.entries()) {
       const [message, ...cure] = difference(first, other);

@@ -60,15 +60,23 @@ const OPTIONS: Readonly<Record<Rights, string>> = {
   'owner, pinned': 'security definer set search_path = pg_catalog, pg_temp',
 };
 
+/** How a table is stamped, beside its rule. */
+interface StampingOptions {
+  /** A condition under which a row is stamped at all, where apply sessions fire triggers. */
+  readonly guard?: string;
+  readonly partitioned?: boolean;
+  /** Statements for the beginning of what happens when it is truncated. */
+  readonly truncating?: string;
+}
+
 /**
  * The statements that create a table's stamping: functions (replaced when they exist) and triggers.
  * The plain update, the hot one, touches no table and runs as the caller.
- * `guard`: a condition under which a row is stamped at all, where apply sessions fire triggers.
  */
 export function stampingSql(
   table: Table,
   region: number,
-  { guard, partitioned = false }: { readonly guard?: string; readonly partitioned?: boolean } = {},
+  { guard, partitioned = false, truncating = '' }: StampingOptions = {},
 ): string[] {
   const id = tableId(table);
   const target = qualified(table.schema, table.name);
@@ -229,7 +237,7 @@ begin
     raise exception 'a replicated table cannot be truncated with an old snapshot'
       using errcode = '0A000', hint = 'Truncate in a READ COMMITTED transaction, or use DELETE.';
   end if;
-  ${noteDeletes}
+  ${truncating}${noteDeletes}
   ${partitioned ? buryPart : ''}${buryAll.join(target)};
   return null;
 end`,

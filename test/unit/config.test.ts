@@ -99,6 +99,62 @@ describe('globs', () => {
   });
 });
 
+describe('owners', () => {
+  const owned = (owner: string): string => good.replace('public.orders:', `public.orders: { owner: ${owner} }`);
+
+  it('are one rule, in whatever order they are written', () => {
+    const rule = (owner: string) => ruleFor(parse(owned(owner)), 'public', 'orders');
+    expect(rule('{ column: home }')).toEqual({ conflict: 'lww', columns: {}, owner: { column: 'home' } });
+    const list = rule('{ list: { tokyo: [JP, 5], frankfurt: [true] }, default: tokyo, column: c }');
+    expect(list?.owner).toEqual({
+      column: 'c',
+      list: { frankfurt: ['true'], tokyo: ['5', 'JP'] },
+      default: 'tokyo',
+    });
+    expect(JSON.stringify(rule('{ column: c, list: { frankfurt: [true], tokyo: [5, JP] }, default: tokyo }'))).toBe(
+      JSON.stringify(list),
+    );
+    expect(rule('{ column: c, range: { tokyo: [null, 5], frankfurt: [5, null] } }')?.owner?.range).toEqual({
+      frankfurt: ['5', null],
+      tokyo: [null, '5'],
+    });
+    expect(rule('{ column: c, hash: [tokyo, frankfurt] }')?.owner?.hash).toEqual(['tokyo', 'frankfurt']);
+  });
+
+  it.each([
+    ['tokyo', ' must be a map, like `{ column: home_region }`'],
+    ['{ column: c, colum: c }', '.colum is not a known key; did you mean `column`?'],
+    ['{ list: {} }', '.column must be the name of a column'],
+    ['{ column: c, hash: [tokyo], range: {} }', '.hash is one too many beside `range`'],
+    ['{ column: c, default: tokio }', '.default is not a region; did you mean `tokyo`?'],
+    ['{ column: c, hash: [mars] }', '.hash.0 is not a region; there are tokyo, frankfurt'],
+    ['{ column: c, hash: [] }', '.hash must be a list of regions'],
+    ['{ column: c, hash: [tokyo], default: tokyo }', '.default has no use: a hash leaves nothing over'],
+    ['{ column: c, list: { mars: [JP] } }', '.list.mars is not a region; there are tokyo, frankfurt'],
+    ['{ column: c, list: { tokyo: JP } }', '.list.tokyo must be a list of values, like `[JP, KR]`'],
+    ['{ column: c, list: { tokyo: [JP], frankfurt: [DE, JP] } }', '.list.frankfurt.1 is listed for `tokyo` already'],
+    ['{ column: c, list: [JP] }', '.list must be a map of regions to their values, like `tokyo: [JP, KR]`'],
+    ['{ column: c, range: { tokyo: [1] } }', '.range.tokyo must be two bounds'],
+    ['{ column: c, range: { tokyo: [9, 9] } }', '.range.tokyo is empty'],
+    [
+      '{ column: c, range: { tokyo: [9, 10], frankfurt: [null, 10] } }',
+      '.range.frankfurt overlaps the range of `tokyo`',
+    ],
+    ['{ column: c, range: { tokyo: ["10", null], frankfurt: ["9", null] } }', '.range.frankfurt overlaps'],
+    ['{ column: c, range: 7 }', '.range must be a map of regions to bounds'],
+  ])('%s is a fault: %s', (owner, message) => {
+    const [fault, ...others] = faults(owned(owner));
+    expect(fault).toContain(`8 tables.public.orders.owner${message}`);
+    expect(others).toEqual([]);
+  });
+
+  it('are no rule of conflicts', () => {
+    expect(faults(good.replace('public.orders:', 'public.orders: { conflict: owner }'))[0]).toContain(
+      'is a key beside `conflict`',
+    );
+  });
+});
+
 describe('faults', () => {
   it('are reported all at once, each with its line and path', () => {
     const text = `cluster: Shop

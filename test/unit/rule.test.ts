@@ -15,6 +15,7 @@ describe('a rule', () => {
     likes,
     { conflict: 'columns', columns: {} },
     { conflict: 'custom', columns: {}, custom: 'shop.pick' },
+    { conflict: 'lww', columns: {}, owner: { column: 'home', list: { tokyo: ['JP'] }, default: 'tokyo' } },
   ])('%j is read back from its text', (rule) => {
     expect(parseRule(ruleText(rule))).toEqual(rule);
   });
