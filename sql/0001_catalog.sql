@@ -210,6 +210,43 @@ from coregent.conflict_record c
 left join coregent.regions l on l.id = (c.local_version & 127)
 left join coregent.regions i on i.id = (c.incoming_version & 127);
 
+-- Every version of rows that have several, for whoever may read their tables: of one table, or of all.
+create function coregent.list_siblings(of_table regclass default null)
+returns table (table_name text, key jsonb, version bigint, origin text, written_at timestamptz, "row" jsonb, shown boolean)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  it record;
+begin
+  for it in
+    select r.schema_name || '.' || r.table_name as label, c.oid::regclass as relation,
+      case when r.rule like '{%' then r.rule::json ->> 'conflict' else r.rule end as rule,
+      -- A json is shown as its text: not every json is a jsonb.
+      (select string_agg(format('(v.value -> ''row'' ->> %L)%s as %I', a.attname,
+          case when a.atttypid <> 'json'::regtype then '::' || format_type(a.atttypid, a.atttypmod) else '' end, a.attname), ', ' order by a.attnum)
+        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and not starts_with(a.attname, '_coregent_')) as columns,
+      (select string_agg(format('%L, t.%I', a.attname, a.attname), ', ' order by a.attnum)
+        from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey) where i.indrelid = c.oid and i.indisprimary) as key
+    from coregent.tables r join pg_namespace n on n.nspname = r.schema_name join pg_class c on c.relnamespace = n.oid and c.relname = r.table_name
+    where of_table is null or c.oid = of_table
+    order by 1
+  loop
+    continue when it.rule not in ('fww', 'siblings', 'custom') or not has_table_privilege(it.relation, 'select');
+    return query execute format(
+      'select %L::text, jsonb_build_object(%s), (v.value ->> ''v'')::bigint, coregent.version_region((v.value ->> ''v'')::bigint),
+        coregent.version_time((v.value ->> ''v'')::bigint), to_jsonb(r), %s
+      from %s t cross join jsonb_array_elements(t._coregent_state -> ''set'') with ordinality as v (value, nth) cross join lateral (select %s) as r
+      where t._coregent_parent = -2',
+      it.label, it.key,
+      case it.rule when 'fww' then 'v.nth = 1' when 'siblings' then '(v.value ->> ''v'')::bigint = t._coregent_version' else 'false' end,
+      it.relation, it.columns);
+  end loop;
+end $$;
+
+create view coregent.siblings as select * from coregent.list_siblings();
+
 create view coregent.status as
 select
   r.name as peer,
@@ -224,5 +261,5 @@ join coregent.regions r on r.id = p.peer_id;
 grant usage on schema coregent to public;
 revoke all on all tables in schema coregent from public;
 revoke all on all functions in schema coregent from public;
-grant execute on function coregent.region(), coregent.version_region(bigint), coregent.version_time(bigint) to public;
-grant select on coregent.regions, coregent.this_region, coregent.status to public;
+grant execute on function coregent.region(), coregent.list_siblings(regclass), coregent.version_region(bigint), coregent.version_time(bigint) to public;
+grant select on coregent.regions, coregent.this_region, coregent.tables, coregent.status, coregent.siblings to public;

@@ -11,7 +11,7 @@ import { Forgetting } from '../pg/forget.ts';
 import { owesAnything } from '../pg/paused.ts';
 import type { OpenRegion } from '../pg/setup.ts';
 import { ident, qualified } from '../quote.ts';
-import { sameKey } from '../resolve/key.ts';
+import { compile } from '../resolve/compile.ts';
 
 export interface ReapOptions {
   readonly config: Config;
@@ -99,18 +99,14 @@ async function reap(local: pg.Client, { config, here, signal }: ReapOptions): Pr
 }
 
 /**
- * Removes tombstones that were committed before the horizon. A row that is older than its tombstone
+ * Removes tombstones that were committed before the horizon. A row that its tombstone forbids
  * (an insert that was under way, unseen, when the delete arrived) goes first: the join owes that.
  */
 async function removeStable(apply: pg.Client, table: Table, horizon: string): Promise<number> {
-  const target = qualified(table.schema, table.name);
-  const onKey = sameKey(table, 't', 'x');
   const stable = `age(x.xmin) > age($1::xid8::xid)`;
   await apply.query('begin');
   try {
-    await apply.query(
-      `delete from ${target} t using ${tombstones(table)} x where ${onKey} and t.${ident(VERSION)} <= x.${ident(VERSION)}`,
-    );
+    await apply.query(compile(table).removeAllBuried);
     const { rows } = await apply.query(
       `with gone as (delete from ${tombstones(table)} x where ${stable} returning x.${ident(VERSION)} as version),
         told as (update coregent.tables set reaped = greatest(reaped, (select max(version) from gone))

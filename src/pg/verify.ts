@@ -1,7 +1,10 @@
 import type { Config } from '../config.ts';
+import { parseExact } from '../model/json.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
-import { OURS, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { familyOf, LWW } from '../model/rule.ts';
+import { OURS, PARENT, STATE, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import { joinVectors, NOTHING_SEEN, type Vector } from '../resolve/vector.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
@@ -78,12 +81,14 @@ export async function verifyTable(config: Config, open: readonly OpenRegion[], t
     for (const [index, before] of suspects.entries()) {
       const regions = now[index]!;
       if (regions.every(({ hash }) => hash === regions[0]!.hash)) continue;
-      const newest = before.regions.reduce((most, { version }) => maxOf(most, version), 0n);
-      // Everyone has confirmed what was there before: whoever is still older, or has other bytes, differs.
-      const behind = regions.some(({ version }) => BigInt(version ?? -1) < newest);
-      const twins = new Set(regions.map(({ version }) => version)).size === 1;
-      if (behind || twins) differences.push({ table: verdict.table, key: before.key, regions });
-      else next.push({ key: before.key, regions });
+      // Everyone has confirmed what was there before: whoever still does not know it, or knows the same in other bytes, differs.
+      const behind = regions.some(({ knows }) => !includes(knows, before.known));
+      const known = regions.map(({ knows }) => knows).reduce(joinVectors);
+      const twins = regions.every(({ knows }) => includes(knows, known));
+      if (behind || twins) {
+        const seen = regions.map(({ version, hash, row }) => ({ version, hash, row }));
+        differences.push({ table: verdict.table, key: before.key, regions: seen });
+      } else next.push({ key: before.key, known });
     }
     suspects = next;
   }
@@ -133,11 +138,29 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
 
 interface Suspect {
   readonly key: Readonly<Record<string, string>>;
-  readonly regions: readonly Seen[];
+  /** What any region knew of the key when it was looked at. */
+  readonly known: Vector;
 }
 
-function maxOf(most: bigint, version: string | null): bigint {
-  return version !== null && BigInt(version) > most ? BigInt(version) : most;
+/** What one region has, and which writes of the key it knows. */
+interface Look extends Seen {
+  readonly knows: Vector;
+}
+
+/** The writes that a row or a tombstone stands for, as JSON: its version, and all before it; or by region, where the rule goes by that. */
+function knows(table: Table): string {
+  const version = `t.${ident(VERSION)}`;
+  if (familyOf(table.rule ?? LWW) !== 'versions') return `json_build_object('0', ${version})::text`;
+  return `coregent.row_seen(${version}, t.${ident(PARENT)}, t.${ident(STATE)})::text`;
+}
+
+function includes(known: Vector, other: Vector): boolean {
+  return [...other].every(([region, version]) => (known.get(region) ?? -1n) >= version);
+}
+
+function readVector(json: string): Vector {
+  const read = parseExact(json) as Record<string, number | bigint | string>;
+  return new Map(Object.entries(read).map(([region, version]) => [Number(region), BigInt(version)]));
 }
 
 /** A text of the row that is the same in every region: columns by name, values as text in the C collation. */
@@ -170,7 +193,7 @@ async function suspectsIn(open: readonly OpenRegion[], table: Table, buckets: re
   const perRegion = await Promise.all(
     open.map(async ({ client }) => {
       const { rows } = await client.query(
-        `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, ${image(table)}::text as hash
+        `select ${keyJson(table)} as key, ${knows(table)} as knows, ${image(table)}::text as hash
           from ${qualified(table.schema, table.name)} t where ${bucketOf(table)} = any ($1)`,
         [buckets],
       );
@@ -183,32 +206,37 @@ async function suspectsIn(open: readonly OpenRegion[], table: Table, buckets: re
     if (found.every((row) => row?.hash === found[0]?.hash)) continue;
     suspects.push({
       key: JSON.parse(text),
-      regions: found.map((row) => ({ version: row?.version ?? null, hash: row?.hash ?? null, row: null })),
+      known: found.map((row) => (row ? readVector(row.knows) : NOTHING_SEEN)).reduce(joinVectors),
     });
   }
   return suspects;
 }
 
 /** What every region has now under these keys: per key, in the order of the regions. A deleted row has its tombstone's version. */
-async function look(open: readonly OpenRegion[], table: Table, keys: readonly Suspect['key'][]): Promise<Seen[][]> {
+async function look(open: readonly OpenRegion[], table: Table, keys: readonly Suspect['key'][]): Promise<Look[][]> {
   const perRegion = await Promise.all(
     open.map(async ({ client }) => {
-      const found = new Map<string, Seen>();
+      const found = new Map<string, Look>();
       for (const some of chunks(keys)) {
         const tombs = qualified('coregent', tombstoneName(table));
         const { rows } = await client.query(
-          `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
+          `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, ${knows(table)} as knows, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
           union all
-          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${image(table)}::text, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
+          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${knows(table)}, ${image(table)}::text, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
         );
         // Rows come behind tombstones and take their place: a row that is there is newer than its tombstone.
-        for (const { key, ...seen } of rows) found.set(JSON.stringify(key), seen);
+        for (const { key, knows, ...seen } of rows) {
+          const at = JSON.stringify(key);
+          found.set(at, { ...seen, knows: joinVectors(found.get(at)?.knows ?? NOTHING_SEEN, readVector(knows)) });
+        }
       }
       return found;
     }),
   );
   return keys.map((key) =>
-    perRegion.map((each) => each.get(JSON.stringify(key)) ?? { version: null, hash: null, row: null }),
+    perRegion.map(
+      (each) => each.get(JSON.stringify(key)) ?? { version: null, hash: null, row: null, knows: NOTHING_SEEN },
+    ),
   );
 }
 

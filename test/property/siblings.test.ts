@@ -181,6 +181,31 @@ describe('what follows', () => {
   });
 });
 
+describe('coregent.siblings', () => {
+  it('shows every version of rows that have several, which of them the table shows, and nothing else', async () => {
+    await tokyo.sql(`insert into carts values (1, 'tokyo', 5.25, '{"a":  1}', '{x,"y z"}')`);
+    await frankfurt.sql(`insert into carts (id, v) values (1, 'frankfurt'), (2, 'alone')`);
+    await frankfurt.sql(`insert into firsts (id, v) values (1, 'frankfurt')`);
+    await tokyo.sql(`insert into firsts (id, v) values (1, 'tokyo')`);
+    await flow();
+    const { rows } = await virginia.sql(
+      `select table_name, key, origin, "row"->>'v' as v, shown, coregent.version_time(version) = written_at as timed from coregent.siblings order by table_name, version`,
+    );
+    expect(rows).toEqual([
+      { table_name: 'public.carts', key: { id: 1 }, origin: null, v: 'tokyo', shown: false, timed: true },
+      { table_name: 'public.carts', key: { id: 1 }, origin: null, v: 'frankfurt', shown: true, timed: true },
+      { table_name: 'public.firsts', key: { id: 1 }, origin: null, v: 'frankfurt', shown: true, timed: true },
+      { table_name: 'public.firsts', key: { id: 1 }, origin: null, v: 'tokyo', shown: false, timed: true },
+    ]);
+    const { rows: one } = await virginia.sql(
+      `select "row" from coregent.list_siblings('carts') order by version limit 1`,
+    );
+    expect(one[0].row).toEqual({ id: 1, v: 'tokyo', n: 5.25, doc: '{"a":  1}', tags: ['x', 'y z'], big: null });
+    await virginia.sql(`update carts set v = 'settled' where id = 1`);
+    expect(await virginia.value(`select count(*) from coregent.siblings where table_name = 'public.carts'`)).toBe('0');
+  });
+});
+
 describe('custom', () => {
   it('parks the row whose function fails, and goes on', async () => {
     await tokyo.sql(`insert into stocks values (1, 'tokyo', 1), (2, 'fine', 1)`);
