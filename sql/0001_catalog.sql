@@ -183,6 +183,49 @@ end;
 create function coregent.made_nothing(function text) returns boolean
 language plpgsql
 as $$begin raise exception '% made no row of these versions', function using errcode = '22004'; end$$;
+-- Rows joined part by part; see src/resolve/registers.ts. Shares are {"<region>": [version, share]}: the greater version stays, as in a vector.
+create function coregent.counter_value(shares jsonb) returns numeric
+language sql immutable parallel safe
+return (select sum((e.value ->> 1)::numeric) from jsonb_each(shares) as e);
+
+-- A set's elements are {"<element>": [versions of the writes that added it, ascending]}.
+create function coregent.set_next(elements jsonb, now text[], version bigint) returns jsonb
+language sql immutable parallel safe
+return coalesce((select jsonb_object_agg(e, coalesce(elements -> e, jsonb_build_array(version))) from unnest(now) as e where e is not null), '{}');
+
+create function coregent.set_value(elements jsonb) returns text[]
+language sql immutable parallel safe
+return (select coalesce(array_agg(e.key order by e.value -> 0, e.key collate "C"), '{}') from jsonb_each(elements) as e);
+
+create function coregent.set_join(a jsonb, a_seen jsonb, b jsonb, b_seen jsonb) returns jsonb
+language sql immutable parallel safe
+return coalesce((select jsonb_object_agg(k.key, k.adds) from (
+  select q.key, jsonb_agg(q.add order by q.add) as adds from (
+    select e.key, d.value as add from jsonb_each(a) as e, jsonb_array_elements(e.value) as d
+    where b -> e.key @> d.value or not coregent.seen_covers(b_seen, (d.value)::bigint)
+    union
+    select e.key, d.value from jsonb_each(b) as e, jsonb_array_elements(e.value) as d
+    where a -> e.key @> d.value or not coregent.seen_covers(a_seen, (d.value)::bigint)
+  ) as q group by q.key) as k), '{}');
+
+-- The join of two rows' states, each written out: the later life, or of one life each part by itself.
+create function coregent.state_join(a jsonb, b jsonb) returns jsonb
+language sql immutable parallel safe
+return case
+  when a -> 'l' < b -> 'l' then b
+  when a -> 'l' > b -> 'l' then a
+  else jsonb_build_object(
+      'l', a -> 'l',
+      'b', greatest(a -> 'b', b -> 'b'),
+      'r', coalesce((select jsonb_object_agg(e.key, e.value) from jsonb_each(coregent.seen_join(a -> 'r', b -> 'r')) as e
+        where e.value > greatest(a -> 'b', b -> 'b')), '{}'),
+      'seen', coregent.seen_join(a -> 'seen', b -> 'seen'))
+    || case when a ? 'h' or b ? 'h' then jsonb_build_object('h', greatest(a -> 'h', b -> 'h')) else '{}' end
+    || case when a ? 'n' then jsonb_build_object('n', (select jsonb_object_agg(e.key, coregent.seen_join(e.value, b -> 'n' -> e.key))
+        from jsonb_each(a -> 'n') as e)) else '{}' end
+    || case when a ? 's' then jsonb_build_object('s', (select jsonb_object_agg(e.key, coregent.set_join(e.value, a -> 'seen', b -> 's' -> e.key, b -> 'seen'))
+        from jsonb_each(a -> 's') as e)) else '{}' end
+  end;
 
 create view coregent.conflicts as
 select
@@ -262,4 +305,6 @@ grant usage on schema coregent to public;
 revoke all on all tables in schema coregent from public;
 revoke all on all functions in schema coregent from public;
 grant execute on function coregent.region(), coregent.list_siblings(regclass), coregent.version_region(bigint), coregent.version_time(bigint) to public;
+-- What stamps an application's update runs with the application's rights.
+grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb) to public;
 grant select on coregent.regions, coregent.this_region, coregent.tables, coregent.status, coregent.siblings to public;

@@ -2,7 +2,8 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
+import { familyOf, LWW } from '../model/rule.ts';
+import { deletesName, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { pause } from '../pause.ts';
 import { BARRIER_PATIENCE_MS, barrier, writersEnded } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
@@ -107,6 +108,13 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
   await apply.query('begin');
   try {
     await apply.query(compile(table).removeAllBuried);
+    // Not taken back with the transaction: whoever inserts, and finds no tombstone any more, must know how much was forgotten.
+    if (familyOf(table.rule ?? LWW) === 'registers') {
+      await apply.query(
+        `select setval($2, greatest(max(x.${ident(VERSION)}), pg_sequence_last_value($2))) from ${tombstones(table)} x where ${stable} having count(*) > 0`,
+        [horizon, qualified('coregent', deletesName(table))],
+      );
+    }
     const { rows } = await apply.query(
       `with gone as (delete from ${tombstones(table)} x where ${stable} returning x.${ident(VERSION)} as version),
         told as (update coregent.tables set reaped = greatest(reaped, (select max(version) from gone))

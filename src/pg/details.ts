@@ -47,6 +47,8 @@ export interface Details {
   /** Generated columns and their expressions. */
   readonly generated: Readonly<Record<string, string>>;
   readonly rechecks: readonly Recheck[];
+  /** Columns that a constraint or a unique index ties together: what is valid of them is so only as a whole. */
+  readonly groups: readonly (readonly string[])[];
   /** BEFORE row triggers of the application that fire behind ours: they could change a row that is stamped already. */
   readonly lateTriggers: readonly string[];
   /** Triggers of the application that also fire where rows are applied. */
@@ -81,6 +83,12 @@ select c.oid,
     from mine m join pg_class r on r.oid = m.oid join pg_namespace rn on rn.oid = r.relnamespace
     join pg_constraint o on o.conrelid = m.oid and o.contype in ('u', 'x') and o.condeferrable
     join pg_trigger g on g.tgconstraint = o.oid and g.tgrelid = m.oid and g.tgisinternal) as rechecks,
+  (select coalesce(json_agg(tied.names order by tied.names::text), '[]') from (
+      select array_agg(distinct a.attname::text order by a.attname::text) as names
+      from (select o.oid, unnest(o.conkey) as attnum from pg_constraint o where o.conrelid = c.oid and o.contype in ('c', 'u', 'f', 'x')
+        union all select i.indexrelid, d.refobjsubid from pg_index i join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
+          and d.refclassid = 'pg_class'::regclass and d.refobjid = c.oid and d.refobjsubid > 0 where i.indrelid = c.oid and i.indisunique) k
+      join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum group by k.oid) tied where cardinality(tied.names) > 1) as tied,
   -- Triggers fire in the order of their names' bytes; 1 is FOR EACH ROW, 2 is BEFORE.
   (select coalesce(json_agg(distinct g.tgname), '[]') from mine m join pg_trigger g on g.tgrelid = m.oid
     where not g.tgisinternal and g.tgenabled in ('O', 'A') and g.tgtype & 3 = 3
@@ -128,6 +136,7 @@ export async function findDetails(client: pg.Client, oids: readonly number[]): P
         mute: row.mute,
         generated: row.generated,
         rechecks: row.rechecks,
+        groups: together(row.tied),
         lateTriggers: row.late_triggers,
         replicaTriggers: row.replica_triggers,
         sequences: (row.sequences as FoundSequence[]).map(({ schema, name, column, ...found }) => {
@@ -157,4 +166,15 @@ async function nextValues(client: pg.Client, sequences: readonly FoundSequence[]
       .join(' union all '),
   );
   return new Map(rows.map(({ name, next }) => [name, BigInt(next)]));
+}
+
+/** Of sets of columns that share members, their unions; each in the order of its names. */
+function together(tied: readonly (readonly string[])[]): readonly (readonly string[])[] {
+  const groups: Set<string>[] = [];
+  for (const names of tied) {
+    const touched = groups.filter((group) => names.some((name) => group.has(name)));
+    for (const group of touched) groups.splice(groups.indexOf(group), 1);
+    groups.push(new Set([...names, ...touched.flatMap((group) => [...group])]));
+  }
+  return groups.map((group) => [...group].sort()).sort((a, b) => (a.join() < b.join() ? -1 : 1));
 }

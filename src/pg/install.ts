@@ -104,6 +104,7 @@ export async function planRegion(
     const ownership = await ownershipOf(client, table, region.name, names);
     const stamping = stampingSql(table, region.id, {
       partitioned,
+      groups: details.groups,
       ...(guards ? { guard: guards.stamp } : {}),
       ...(ownership ? { truncating: truncateOwned(table, ownership) } : {}),
     });
@@ -225,14 +226,14 @@ function addColumns(version: string, parent: string): string {
   return `${add(VERSION, version)}, ${add(PARENT, parent)}`;
 }
 
-/** Rows have a state where the rule needs one, tombstones where it keeps versions side by side. */
+/** Rows and tombstones have a state where the rule needs one. */
 function stateSql(table: Table): string[] {
   const family = familyOf(table.rule ?? LWW);
   const change = (needed: boolean): string =>
     needed ? `add column if not exists ${ident(STATE)} jsonb` : `drop column if exists ${ident(STATE)}`;
   return [
     `alter table ${qualified(table.schema, table.name)} ${change(family !== 'rows')}`,
-    `alter table ${qualified('coregent', tombstoneName(table))} ${change(family === 'versions')}`,
+    `alter table ${qualified('coregent', tombstoneName(table))} ${change(family !== 'rows')}`,
   ];
 }
 
@@ -284,7 +285,8 @@ function tableSql(
       ? [`alter table ${target} ${addColumns('0', '0')}`]
       : [
           // Its rows are new writes, which no delete of its earlier life may bury; and it lacks what its peers have of that.
-          `alter table ${target} ${addColumns(versionNow(recreated), '-1')}`,
+          // A life of its own for each, where rows are joined by their lives.
+          `alter table ${target} ${addColumns(versionNow(recreated), familyOf(table.rule ?? LWW) === 'registers' ? `-${versionNow(recreated)}` : '-1')}`,
           `alter table ${target} alter column ${ident(VERSION)} set default 0, alter column ${ident(PARENT)} set default 0`,
           oweAgain(table, 'select slot from coregent.progress'),
         ]),

@@ -1,6 +1,7 @@
 import { deletesName, PARENT, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
+import { ruleStamp } from './stamp.ts';
 import { stampVersions } from './stamp-versions.ts';
 
 /**
@@ -67,6 +68,8 @@ interface StampingOptions {
   readonly partitioned?: boolean;
   /** Statements for the beginning of what happens when it is truncated. */
   readonly truncating?: string;
+  /** Columns that share a constraint, whose registers are written together. */
+  readonly groups?: readonly (readonly string[])[];
 }
 
 /**
@@ -76,8 +79,9 @@ interface StampingOptions {
 export function stampingSql(
   table: Table,
   region: number,
-  { guard, partitioned = false, truncating = '' }: StampingOptions = {},
+  { guard, partitioned = false, truncating = '', groups = [] }: StampingOptions = {},
 ): string[] {
+  const rule = ruleStamp(table, region, groups);
   const id = tableId(table);
   const target = qualified(table.schema, table.name);
   const tombs = qualified('coregent', tombstoneName(table));
@@ -97,15 +101,21 @@ export function stampingSql(
     perform pg_catalog.nextval(${deletes});
   end if;`;
   // Nearly every key is deleted for the first time: to be ready for another costs more than the insert itself.
+  const further = (row: string): readonly [string, string][] => Object.entries(rule.buried(row));
+  const names = [version, parent, ...further('old').map(([name]) => ident(name))].join(', ');
+  const again = Object.entries(rule.buriedAgain).map(([name, value]) => `, ${ident(name)} = ${value}`);
+  const replace = `set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent}${again.join('')}`;
+  const buriedAs = (row: string, stamped: string): string =>
+    [keyOf(row), stamped, rule.parent(row), ...further(row).map(([, value]) => value)].join(', ');
   const bury = (row: string, stamped: string): string => {
-    const insert = `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
-  values (${keyOf(row)}, ${stamped}, ${row}.${version}) on conflict (${key.join(', ')})`;
+    const insert = `insert into ${tombs} as x (${key.join(', ')}, ${names})
+  values (${buriedAs(row, stamped)}) on conflict (${key.join(', ')})`;
     return `
   ${noteDeletes}
   ${insert} do nothing;
   if not found then
     ${insert} do update
-    set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent};
+    ${replace};
   end if;`;
   };
   const versions = stampVersions({
@@ -117,12 +127,12 @@ export function stampingSql(
   const buryAll =
     versions?.buryAll ??
     ([
-      `insert into ${tombs} as x (${key.join(', ')}, ${version}, ${parent})
-  select ${keyOf('t')}, ${stamp(region, `t.${version}`)}, t.${version} from `,
+      `insert into ${tombs} as x (${key.join(', ')}, ${names})
+  select ${buriedAs('t', stamp(region, `t.${version}`))} from `,
       ` t
   where not exists (select from ${tombs} b where ${sameKey(table, 'b', 't')} and b.${version} ${op('>')} t.${version})
   on conflict (${key.join(', ')}) do update
-  set ${rekeyed}${version} = greatest(excluded.${version}, ${stamp(region, `x.${version}`)}), ${parent} = excluded.${parent}`,
+  ${replace}`,
     ] as const);
   // A partition is truncated by itself, or together with its table, whose trigger then has buried its rows already.
   const buryPart = `if tg_relid operator(pg_catalog.<>) ${literal(target)}::pg_catalog.regclass then
@@ -151,7 +161,7 @@ export function stampingSql(
       `
 declare
   buried pg_catalog.int8;
-begin
+begin${rule.inserted}
   if ${anyDeletes} then
     ${lookUp}
     if buried is not null then
@@ -160,7 +170,7 @@ begin
       return new;
     end if;
   end if;
-  new.${parent} := -1;
+  new.${parent} := ${rule.noParent};
   new.${version} := ${stampNow(region)};
   return new;
 end`,
@@ -176,7 +186,7 @@ declare
 begin
   if ${anyDeletes} then
     ${lookUp}
-    if buried ${op('>=')} new.${version} then
+    if ${rule.late} then
       raise exception 'the key was deleted while this write waited for it'
         using errcode = '40001', hint = 'Run the transaction again.';
     end if;
@@ -187,7 +197,7 @@ end`,
     ),
     define(
       'update',
-      `
+      `${rule.declare ? `\ndeclare${rule.declare}` : ''}
 begin
   if not (${unmoved}) then
     if new.${version} operator(pg_catalog.=) old.${version} then
@@ -196,8 +206,8 @@ begin
     end if;
     return new;
   end if;
-  new.${parent} := old.${version};
-  new.${version} := ${stamp(region, `old.${version}`)};
+  new.${parent} := ${rule.parent('old')};
+  new.${version} := ${stamp(region, `old.${version}`)};${rule.updated}
   return new;
 end`,
       'caller',
@@ -215,8 +225,8 @@ begin
   if ${anyDeletes} then
     ${lookUp}
   end if;${bury('old', 'stamped')}
-  new.${parent} := coalesce(buried, -1);
-  new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};
+  new.${parent} := coalesce(buried, ${rule.noParent});
+  new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};${rule.inserted}
   return new;
 end`,
       rights,

@@ -1,14 +1,17 @@
-import { familyOf, LWW, ruleText } from '../model/rule.ts';
-import { type Table, tableLabel } from '../model/table.ts';
+import { type Family, familyOf, LWW } from '../model/rule.ts';
+import type { Table } from '../model/table.ts';
+import { compileRegisters } from './compile-registers.ts';
 import { compileVersions } from './compile-versions.ts';
 import type { Compiled } from './compiled.ts';
 import { compileRows } from './rows.ts';
 
+const FAMILIES: Readonly<Record<Family, (table: Table) => Compiled>> = {
+  rows: compileRows,
+  registers: compileRegisters,
+  versions: compileVersions,
+};
+
 /** Compiles the statements for one table as this region has it, by its rule. */
 export function compile(table: Table): Compiled {
-  const rule = table.rule ?? LWW;
-  const family = familyOf(rule);
-  if (family === 'rows') return compileRows(table);
-  if (family === 'versions') return compileVersions(table);
-  throw new Error(`${tableLabel(table)} has the rule ${ruleText(rule)}, which is not carried out`);
+  return FAMILIES[familyOf(table.rule ?? LWW)](table);
 }

@@ -14,6 +14,8 @@ export const REPLACED_MERGED: Version = -3n;
 /** What a table's rows are made of. Names are columns; a register may stand for several, as `*` does for all that have no rule. */
 export interface Shape {
   readonly registers: readonly string[];
+  /** Registers that share a constraint: whoever writes one of them writes all. */
+  readonly groups?: readonly (readonly string[])[];
   readonly counters: readonly string[];
   readonly sets: readonly string[];
   readonly maxima: readonly string[];
@@ -122,8 +124,9 @@ export function updated(shape: Shape, old: Row, values: Values, version: Version
     parent: replaced(old),
     plain: false,
     registers: mapOf(shape.registers, (name) => {
-      const value = values.registers[name]!;
-      return value === before.registers[name] ? old.registers.get(name)! : { version, value };
+      const group = shape.groups?.find((names) => names.includes(name)) ?? [name];
+      const written = group.some((each) => values.registers[each] !== before.registers[each]);
+      return written ? { version, value: values.registers[name]! } : old.registers.get(name)!;
     }),
     counters: mapOf(shape.counters, (name) => {
       const shares = old.counters.get(name)!;

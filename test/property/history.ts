@@ -310,11 +310,11 @@ export function play(history: History, writing: Writing): Played {
 }
 
 /** A batch as it is applied: one row and one tombstone of a key at most. Parts of a transaction that is too large are batches. */
-export function batchesOf(transactions: readonly Transaction[], rows: number): Message[][] {
-  const batches: Message[][] = [];
-  let whole: Message[] = [];
+export function batchesOf<M>(transactions: readonly { readonly messages: readonly M[] }[], rows: number): M[][] {
+  const batches: M[][] = [];
+  let whole: M[] = [];
   for (const { messages } of transactions) {
-    let open: Message[] = [];
+    let open: M[] = [];
     for (const message of messages) {
       open.push(message);
       while (whole.length + open.length >= rows && whole.length + open.length > 0) {

@@ -1,0 +1,44 @@
+import { type ColumnRule, LWW } from '../model/rule.ts';
+import { type Column, OURS, type Table } from '../model/table.ts';
+
+/** Columns that are written together: one register of a row. */
+export interface RegisterColumns {
+  readonly name: string;
+  readonly columns: readonly Column[];
+}
+
+/** What a table's rows are joined by, part by part: its columns by their rule. */
+export interface Layout {
+  readonly registers: readonly RegisterColumns[];
+  readonly counters: readonly Column[];
+  readonly sets: readonly Column[];
+  /** With `most`: the greater value stays; else the smaller. */
+  readonly bounds: readonly { readonly column: Column; readonly most: boolean }[];
+}
+
+/** The register of all columns that have no rule of their own, where the table's rule is not `columns`. */
+export const REST = '*';
+
+/** A table's parts. Keys whose equal values have equal bytes are in none: they never differ. */
+export function layoutOf(table: Table): Layout {
+  const { conflict, columns: rules } = table.rule ?? LWW;
+  const columns = table.columns.filter(
+    ({ name }) => !OURS.includes(name) && !(table.exactKey && table.key.includes(name)),
+  );
+  const ruled = (rule: ColumnRule): readonly Column[] => columns.filter(({ name }) => rules[name] === rule);
+  const plain = columns.filter(({ name }) => rules[name] === undefined);
+  return {
+    registers:
+      conflict === 'columns'
+        ? plain.map((column) => ({ name: column.name, columns: [column] }))
+        : plain.length > 0
+          ? [{ name: REST, columns: plain }]
+          : [],
+    counters: ruled('counter'),
+    sets: ruled('set'),
+    bounds: [
+      ...ruled('max').map((column) => ({ column, most: true })),
+      ...ruled('min').map((column) => ({ column, most: false })),
+    ],
+  };
+}
