@@ -10,6 +10,7 @@ import { readAlert } from '../pg/alert.ts';
 import { readInstalled } from '../pg/catalog.ts';
 import { connect, connectionError } from '../pg/connect.ts';
 import { leaderOf } from '../pg/earlier.ts';
+import { COUNT_PARKED } from '../pg/parked.ts';
 import { knowSelf } from '../pg/self.ts';
 import { inTurn } from '../pg/turn.ts';
 import { DatabaseClock, readMicros } from './clock.ts';
@@ -286,7 +287,7 @@ class RunningAgent implements Agent {
   async #count(): Promise<void> {
     const ask = this.#ask;
     if (!ask) return;
-    const { rows } = await ask('select count(*)::int as parked from coregent.parked', []);
+    const { rows } = await ask(`select ${COUNT_PARKED} as parked`, []);
     this.#parkedBefore = rows[0].parked - this.#parkedByLinks();
     const before = this.#alert?.exceeded ?? false;
     this.#alert = await readAlert({ query: (text, values) => ask(text, values ?? []) }, this.#config.conflicts.alert);

@@ -1,5 +1,5 @@
 import { parseDuration } from '../model/units.ts';
-import { parseCursor } from '../pg/record.ts';
+import { parseCursor } from '../pg/cursor.ts';
 import type { Side } from '../pg/settle.ts';
 import type { OptionRow } from './commands.ts';
 import { whole } from './whole.ts';

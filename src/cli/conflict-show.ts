@@ -66,6 +66,14 @@ export function whyOf(record: ConflictRecord): string {
   const who = `${record[`${won}_origin`] ?? 'a write before replication'}${record[`${won}_row`] === null ? ' (a delete)' : ''}`;
   const versions = [BigInt(record[`${won}_version`]), BigInt(record[`${lost}_version`])] as const;
   const rule = conflictOf(record.rule);
+  if (rule === 'unique') {
+    return `Two rows claim one unique value: the one with the smaller key stays, and the other is deleted everywhere.`;
+  }
+  if (kind === 'delete_referenced') {
+    return outcome === 'keep'
+      ? 'Another region deleted the row while rows of this one referred to it: their foreign key does not let it go, so it was written again.'
+      : `Another region deleted the row that this one refers to: its foreign key says ${rule}.`;
+  }
   if (versions[0] === versions[1]) {
     return `Both have one version, as after a restore: the row that is greater as text wins, in every region the same.`;
   }

@@ -1,7 +1,8 @@
 import { type Config, loadConfig } from '../config.ts';
 import { CoregentError, EXIT } from '../model/error.ts';
+import { type Cursor, cursorOf } from '../pg/cursor.ts';
 import { listParked, type ParkedRow } from '../pg/parked.ts';
-import { type ConflictRecord, type Cursor, cursorOf, listRecords, type RecordFilter } from '../pg/record.ts';
+import { type ConflictRecord, listRecords, type RecordFilter } from '../pg/record.ts';
 import { closeRegions, type OpenRegion, openRegions } from '../pg/setup.ts';
 import { type KeyFilter, parseId } from './conflict-options.ts';
 import { settleConflict, settleParked } from './conflict-settle.ts';
@@ -114,7 +115,8 @@ async function list(open: readonly OpenRegion[], options: ConflictsOptions, cont
   }
   const found = await listRecords(open, filter);
   const shown = found.slice(0, limit);
-  const next = found.length > limit ? cursorOf(shown.at(-1)!) : null;
+  const last = found.length > limit ? shown.at(-1) : undefined;
+  const next = last ? cursorOf({ at: last.recorded_at, region: last.region, id: last.id }) : null;
   const text = [conflictTable(shown, context.colour), ...(next === null ? [] : ['', `More: --after ${next}`])];
   print(context, { conflicts: shown, next }, text.join('\n'));
   return EXIT.ok;

@@ -11,6 +11,7 @@ import { mendKeys } from './mend-keys.ts';
 import { Hearsay, type Neighbours } from './neighbours.ts';
 import type { RecordedConflict } from './receipt.ts';
 import { runScript, type Step, type StepResult } from './script.ts';
+import { ANY_OWNER } from './stamp-owner.ts';
 import { prepareTargets, type Target } from './target.ts';
 
 /** A session that writes as an application of this region does, with what it must know of the tables. */
@@ -61,6 +62,8 @@ export async function mendRegion(
 ): Promise<Mended> {
   // A role that an administrator set to the replica role writes its tombstones itself.
   if (await isReplica(client)) await client.query('set session_replication_role = origin').catch(() => {});
+  // A row that gives way goes, whoever owns it.
+  await client.query(`select set_config('${ANY_OWNER}', 'on', false)`);
   // What is passed over for now was not heard of.
   const { rows: paused } = await client.query('select table_name from coregent.paused');
   const missing = new Set(paused.map(({ table_name }) => table_name));

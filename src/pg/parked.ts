@@ -41,13 +41,19 @@ const iso = (value: string): string => `to_char(${value} at time zone 'UTC', 'YY
 const COLUMNS = `id, ${iso('parked_at')} as parked_at, table_name, operation, version, coregent.version_region(version) as origin,
   ${iso('coregent.version_time(version)')} as written_at, sqlstate, reason, row_bytes`;
 
+/** Rows that could not be applied; what else the agent keeps there settles by itself. */
+const APPLICABLE = `operation in ('insert', 'update', 'tombstone')`;
+
+/** How many of them there are, as SQL. */
+export const COUNT_PARKED = `(select count(*) from coregent.parked where ${APPLICABLE})::int`;
+
 /** Rows that are parked in one region, the newest first, each read by its table. */
 export async function listParked(
   { region, client }: OpenRegion,
   filter: Pick<RecordFilter, 'table' | 'since' | 'until' | 'limit'>,
 ): Promise<ParkedRow[]> {
   const { rows } = await client.query(
-    `select ${COLUMNS} from coregent.parked where ($1::text is null or table_name like $1)
+    `select ${COLUMNS} from coregent.parked where ${APPLICABLE} and ($1::text is null or table_name like $1)
       and ($2::timestamptz is null or parked_at >= $2) and ($3::timestamptz is null or parked_at < $3)
       order by parked_at desc, id desc limit $4`,
     [
@@ -62,7 +68,7 @@ export async function listParked(
 
 /** One of them; it must be there. */
 export async function readParked({ region, client }: OpenRegion, id: string): Promise<ParkedRow> {
-  const { rows } = await client.query(`select ${COLUMNS} from coregent.parked where id = $1`, [id]);
+  const { rows } = await client.query(`select ${COLUMNS} from coregent.parked where id = $1 and ${APPLICABLE}`, [id]);
   return (await readAll(client, region.name, rows))[0]!;
 }
 
@@ -150,7 +156,7 @@ export async function retryParked({ region, client }: OpenRegion, ids?: readonly
   let left: { id: string; reason: string }[] = [];
   for (let round = 0; round < ROUNDS; round++) {
     const { rows } = await client.query(
-      `select id, table_name, operation, row_bytes from coregent.parked where $1::int8[] is null or id = any ($1) order by id`,
+      `select id, table_name, operation, row_bytes from coregent.parked where ${APPLICABLE} and ($1::int8[] is null or id = any ($1)) order by id`,
       [ids ?? null],
     );
     left = [];
@@ -167,7 +173,7 @@ export async function retryParked({ region, client }: OpenRegion, ids?: readonly
 
 async function countParked(client: pg.Client, ids: readonly string[] | undefined): Promise<number> {
   const { rows } = await client.query(
-    'select count(*)::int as n from coregent.parked where $1::int8[] is null or id = any ($1)',
+    `select count(*)::int as n from coregent.parked where ${APPLICABLE} and ($1::int8[] is null or id = any ($1))`,
     [ids ?? null],
   );
   return rows[0].n;

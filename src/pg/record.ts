@@ -1,5 +1,7 @@
 import { CoregentError } from '../model/error.ts';
 import type { Queryable } from './connect.ts';
+import type { Cursor } from './cursor.ts';
+import { ORPHANING } from './orphans.ts';
 import type { OpenRegion } from './setup.ts';
 
 /** A conflict as one region recorded it. Versions are texts: JavaScript's numbers don't hold them. */
@@ -46,28 +48,9 @@ export interface RecordFilter {
   readonly keyJson?: string | undefined;
   /** Only those that nobody has settled. */
   readonly unsettled?: boolean | undefined;
-  /** Only those behind this one; see {@link cursorOf}. */
+  /** Only those behind this one; see `cursorOf`. */
   readonly after?: Cursor | undefined;
   readonly limit: number;
-}
-
-/** A place in the list: new records come before it, and move nothing behind it. */
-export interface Cursor {
-  readonly at: string;
-  readonly region: string;
-  readonly id: string;
-}
-
-/** What `--after` takes: `2026-11-21T09:57:55.455123Z,tokyo,12`. */
-export function cursorOf({ recorded_at, region, id }: Pick<ConflictRecord, 'recorded_at' | 'region' | 'id'>): string {
-  return `${recorded_at},${region},${id}`;
-}
-
-/** Reads {@link cursorOf}; undefined for anything else. */
-export function parseCursor(text: string): Cursor | undefined {
-  const [, at, region, id] =
-    /^(\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z),([a-z][a-z0-9_]*),(\d{1,18})$/.exec(text) ?? [];
-  return at !== undefined && !Number.isNaN(Date.parse(at)) ? { at, region: region!, id: id! } : undefined;
 }
 
 const iso = (column: string): string => `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
@@ -142,7 +125,10 @@ export async function regionOf(
   const what = from === 'coregent.parked' ? 'parked row' : 'conflict';
   const found: OpenRegion[] = [];
   for (const each of open) {
-    const { rows } = await each.client.query(`select exists (select from ${from} where id = $1) as there`, [id]);
+    const { rows } = await each.client.query(
+      `select exists (select from ${from} where id = $1${from === 'coregent.parked' ? ` and operation <> '${ORPHANING}'` : ''}) as there`,
+      [id],
+    );
     if (rows[0].there) found.push(each);
   }
   const [first, ...others] = found;

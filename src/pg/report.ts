@@ -6,6 +6,7 @@ import { findTier } from './applier.ts';
 import { readInstalled, slotName } from './catalog.ts';
 import { connect, drop } from './connect.ts';
 import { readFollowed, readIdentity, readKnown, type ServerIdentity, strangeness, stranger } from './identity.ts';
+import { COUNT_PARKED } from './parked.ts';
 import { type Paused, readPaused } from './paused.ts';
 
 /** One region as `status` finds it. */
@@ -149,7 +150,7 @@ async function reportRegion(config: Config, region: RegionConfig): Promise<Asked
     const { rows: counts } = await client.query(
       `select (select count(*) from coregent.tables)::int as tables,
         (select count(*) from coregent.conflict_record)::float8 as conflicts,
-        (select count(*) from coregent.parked)::int as parked,
+        ${COUNT_PARKED} as parked,
         exists (select from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
           and classid = $1 and objid = $2 and objsubid = 2 and granted) as agent`,
       [LOCK_CLASS, region.id],

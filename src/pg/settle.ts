@@ -1,6 +1,7 @@
 import type pg from 'pg';
-import { CoregentError } from '../model/error.ts';
-import { type Column, OURS, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { CoregentError, classify } from '../model/error.ts';
+import { familyOf, LWW } from '../model/rule.ts';
+import { type Column, OURS, PARENT, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { imageJson } from '../resolve/staged.ts';
 import { readTables } from './catalog.ts';
@@ -59,6 +60,8 @@ export interface RowNow {
   readonly version: string | null;
   readonly origin: string | null;
   readonly at: string | null;
+  /** Whether it shows one of several versions that are kept side by side. */
+  readonly several: boolean;
   /** What the conflict left is not there any more: how, for people. */
   readonly changed: string | undefined;
 }
@@ -80,13 +83,14 @@ export async function readNow(
     `${alias}.${ident(VERSION)}::text as version, coregent.version_region(${alias}.${ident(VERSION)}) as origin, coregent.version_time(${alias}.${ident(VERSION)})::text as at`;
   const where = keyIn(table, [record.key]);
   const { rows } = await client.query(
-    `select ${imageJson(table, 't')} as row, ${told('t')} from ${qualified(table.schema, table.name)} t where ${where}${lock ? ' for update' : ''}`,
+    `select ${imageJson(table, 't')} as row, ${told('t')}, t.${ident(PARENT)} = -2 as merged from ${qualified(table.schema, table.name)} t where ${where}${lock ? ' for update' : ''}`,
   );
   const { rows: buried } = await client.query(
-    `select null::jsonb as row, ${told('t')} from ${qualified('coregent', tombstoneName(table))} t where ${where}`,
+    `select null::jsonb as row, ${told('t')}, false as merged from ${qualified('coregent', tombstoneName(table))} t where ${where}`,
   );
-  const now = rows[0] ?? buried[0] ?? { row: null, version: null, origin: null, at: null };
-  return { table, ...now, changed: await changeSince(client, record, table, now) };
+  const { merged, ...now } = rows[0] ?? buried[0] ?? { row: null, version: null, origin: null, at: null };
+  const several = merged === true && familyOf(table.rule ?? LWW) === 'versions';
+  return { table, ...now, several, changed: await changeSince(client, record, table, now) };
 }
 
 async function changeSince(
@@ -97,7 +101,7 @@ async function changeSince(
 ): Promise<string | undefined> {
   const later = BigInt(record.local_version) > BigInt(record.incoming_version) ? 'local' : 'incoming';
   const left = winnerOf(record) ?? later;
-  const row = record[`${left}_row`];
+  const row = rowOf(record, left, table);
   const by = `by ${now.origin ?? 'nobody known'}${now.at === null ? '' : ` at ${now.at}`}`;
   if (row === null) return now.row === null ? undefined : `it was deleted, and is there again, written ${by}`;
   if (now.row === null) return `it was deleted ${by}`;
@@ -107,9 +111,20 @@ async function changeSince(
       where (select ${left}_row -> c.name from coregent.conflict_record where id = $1) is distinct from $3::jsonb -> c.name`,
     [record.id, columnsOf(table).map(({ name }) => name), await imageText(client, record, table)],
   );
-  const what = rows.map((each) => `${each.name} is ${each.now}`).join(', ');
-  return `it was written ${by}${what === '' ? ', to the same values' : `: ${what}`}`;
+  // A version of its own with the same values: a row that was merged, or written again.
+  if (rows.length === 0) return undefined;
+  return `it was written ${by}: ${rows.map((each) => `${each.name} is ${each.now}`).join(', ')}`;
 }
+
+/** A side's row under the record's key. Of two rows that claim one unique value, only one has that key. */
+function rowOf(record: ConflictRecord, side: Side, { key }: Table): Readonly<Record<string, unknown>> | null {
+  const row = record[`${side}_row`];
+  if (record.rule !== UNIQUE || row === null) return row;
+  return key.every((name) => JSON.stringify(row[name]) === JSON.stringify(record.key[name])) ? row : null;
+}
+
+/** What is recorded as the rule where two rows claim one unique value. */
+const UNIQUE = 'unique';
 
 /** The current row as text of its JSON: what was parsed could have lost digits. */
 async function imageText(client: pg.Client, record: ConflictRecord, table: Table): Promise<string> {
@@ -152,29 +167,65 @@ export async function settle(at: OpenRegion, options: SettleOptions): Promise<Se
       });
     }
     const write = await writeOf(client, record, now, options.choice);
+    const rival = write && options.force ? await rivalOf(client, record, now.table) : undefined;
+    const writes = [rival, write].filter((each) => each !== undefined);
     // What the application's triggers call must be found as when the application writes.
     const path = `select set_config('search_path', reset_val, true) from pg_settings where name = 'search_path'`;
     let version: string | null = null;
     if (write && !options.dryRun) {
       await client.query(path);
-      const { rows, rowCount } = await client.query(write.text, [...write.values]);
-      if (rowCount !== 1) {
-        throw new CoregentError('refused', 'a trigger or a rule of the table let the row not be written', {
-          where: `${region.name}: ${record.table_name}`,
-          cure: 'Run the SQL that --dry-run prints, and see what the table makes of it.',
-        });
-      }
-      version = rows[0]?.version ?? (await buriedAt(client, record, now.table));
+      for (const each of writes) version = await run(client, each, record);
+      version ??= await buriedAt(client, record, now.table);
     }
     const note = noteOf(record, options, version);
     if (!options.dryRun) await client.query(note.text, [...note.values]);
     await client.query(options.dryRun ? 'rollback' : 'commit');
-    const sql = ['begin', ...(write ? [printed(write)] : []), printed(note), 'commit'];
+    const sql = ['begin', ...writes.map(printed), printed(note), 'commit'];
     return { record, key: found[0].key, sql, written: write !== undefined, version };
   } catch (error) {
     await client.query('rollback').catch(() => {});
     throw error;
   }
+}
+
+/** Runs a write of one row; gives its version, null for a delete. Throws `refused`, with the server's reason, where the table does not take it. */
+async function run(client: pg.Client, { text, values }: Write, record: ConflictRecord): Promise<string | null> {
+  const where = `${record.region}: ${record.table_name} ${JSON.stringify(record.key)}`;
+  try {
+    const { rows, rowCount } = await client.query(text, [...values]);
+    if (rowCount === 1) return rows[0]?.version ?? null;
+  } catch (thrown) {
+    const error = classify(thrown, where);
+    if (error.code !== 'apply_failed') throw error;
+    const unique =
+      record.rule === UNIQUE ? '--force deletes the row that has the value, if it is as it was; or choose' : 'Choose';
+    throw new CoregentError('refused', error.message, {
+      where,
+      cause: thrown,
+      cure: `${unique} other values with --file.`,
+    });
+  }
+  throw new CoregentError('refused', 'a trigger or a rule of the table let the row not be written', {
+    where,
+    cure: 'Run the SQL that --dry-run prints, and see what the table makes of it.',
+  });
+}
+
+/** Where one of two rows that claim a unique value is chosen against the other: the delete of the other, if that is as it was. */
+async function rivalOf(client: pg.Client, record: ConflictRecord, table: Table): Promise<Write | undefined> {
+  const winner = winnerOf(record);
+  const row = winner && record[`${winner}_row`];
+  if (record.rule !== UNIQUE || !row || rowOf(record, winner, table)) return undefined;
+  const target = qualified(table.schema, table.name);
+  const key = Object.fromEntries(table.key.map((name) => [name, row[name]]));
+  const version = record[`${winner}_version`];
+  const { rows } = await client.query(
+    `select from ${target} t where ${keyIn(table, [key])} and t.${ident(VERSION)} = $1 for update`,
+    [version],
+  );
+  if (rows.length === 0) return undefined;
+  const where = await whereOf(client, JSON.stringify(key), table, version);
+  return { text: `delete from ${target} t\nwhere ${where.text}`, values: where.values };
 }
 
 /** The version of the row's delete. */
@@ -221,15 +272,16 @@ interface Value {
 async function writeOf(
   client: pg.Client,
   record: ConflictRecord,
-  { table, row, version }: RowNow,
+  { table, row, version, several }: RowNow,
   choice: Choice,
 ): Promise<Write | undefined> {
   const side = sideOf(record, choice);
+  const key = JSON.stringify(record.key);
   const target = qualified(table.schema, table.name);
   const stamped = ident(VERSION);
-  if (side !== undefined && record[`${side}_row`] === null) {
+  if (side !== undefined && rowOf(record, side, table) === null) {
     if (row === null) return undefined;
-    const { text, values } = await whereOf(client, record, table, version!);
+    const { text, values } = await whereOf(client, key, table, version!);
     return { text: `delete from ${target} t\nwhere ${text}`, values };
   }
   const wanted = await wantedOf(client, { record, table, row }, side, choice);
@@ -245,8 +297,10 @@ async function writeOf(
   const differing = wanted.filter(({ name, given, now, wanted: to }) => {
     return given && now !== to && !table.key.includes(name) && !types.get(name)!.identityAlways;
   });
+  // Even if nothing differs, a write says that of several versions this one is meant.
+  if (differing.length === 0 && several) differing.push(...wanted.filter(({ name }) => name === table.key[0]));
   if (differing.length === 0) return undefined;
-  const where = await whereOf(client, record, table, version!, differing.length);
+  const where = await whereOf(client, key, table, version!, differing.length);
   const set = differing.map(({ name }, index) => `${ident(name)} = $${index + 1}::${types.get(name)!.type}`);
   return {
     text: `update ${target} t\nset ${set.join(', ')}\nwhere ${where.text}\nreturning t.${stamped}::text as version`,
@@ -255,24 +309,18 @@ async function writeOf(
 }
 
 /** The row's key and version, as a condition: what was printed and run later must not overwrite what came between. */
-async function whereOf(
-  client: pg.Client,
-  record: ConflictRecord,
-  table: Table,
-  version: string,
-  from = 0,
-): Promise<Write> {
+async function whereOf(client: pg.Client, key: string, table: Table, version: string, from = 0): Promise<Write> {
   const { rows } = await client.query(
     `select ${table.key.map((name) => `k.${ident(name)}::text`).join(', ')}
-      from jsonb_populate_record(null::${qualified('coregent', tombstoneName(table))}, (select key from coregent.conflict_record where id = $1)) k`,
-    [record.id],
+      from jsonb_populate_record(null::${qualified('coregent', tombstoneName(table))}, $1::jsonb) k`,
+    [key],
   );
   const types = new Map(table.columns.map((column) => [column.name, column.type]));
-  const key = table.key.map((name, index) => {
+  const same = table.key.map((name, index) => {
     return `t.${ident(name)} ${table.keyEquals[index]} $${from + index + 1}::${types.get(name)}`;
   });
   return {
-    text: `${key.join(' and ')} and t.${ident(VERSION)} = $${from + table.key.length + 1}::int8`,
+    text: `${same.join(' and ')} and t.${ident(VERSION)} = $${from + table.key.length + 1}::int8`,
     values: [...table.key.map((name) => rows[0][name]), version],
   };
 }
@@ -299,8 +347,9 @@ async function wantedOf(
   const columns = columnsOf(table);
   if ('merge' in choice) checkMerge(record, choice.merge, columns);
   if ('file' in choice) await checkFile(client, record, table, choice.file);
-  // Where there is no row, a merge needs a whole one.
-  const parts = [row === null && 'merge' in choice ? 'coalesce(incoming_row, local_row)' : 'key'];
+  // Where there is no row, single columns need a whole one.
+  const whole = (['incoming', 'local'] as const).find((each) => rowOf(record, each, table));
+  const parts = [row === null && side === undefined && whole ? `${whole}_row` : 'key'];
   if (side !== undefined) parts.push(`${side}_row`);
   if ('file' in choice) parts.push('$2::jsonb');
   for (const [name, from] of 'merge' in choice ? choice.merge : []) {

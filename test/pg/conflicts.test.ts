@@ -18,7 +18,8 @@ beforeAll(async () => {
       create function noted() returns trigger language plpgsql as 'begin insert into log values (new.v); return new; end';
       create trigger noted before update on items for each row execute function noted();
       create table pairs (a int, "b c" text, v text, primary key (a, "b c"));
-      create table people (id int primary key, age int)`,
+      create table people (id int primary key, age int);
+      create table mails (id int primary key, email text unique, v text)`,
     config: { conflicts: { alert: '3/h' }, tables: { 'public.*': {} } },
   });
   for (const region of cluster.regions) {
@@ -340,4 +341,36 @@ test('parked rows are listed, shown, tried again and given up', async () => {
   ]) {
     expect(await cluster.cli('conflicts', 'settle', ...args), args.join(' ')).toMatchObject({ code: 2, out: '' });
   }
+});
+
+test('of two rows with one unique value the one that was deleted is chosen only by force, which deletes the other', async () => {
+  await cluster.cut('tokyo', 'frankfurt');
+  await cluster.query('tokyo', `insert into mails values (1, 'a@x', 'tokyo')`);
+  await cluster.query('frankfurt', `insert into mails values (2, 'a@x', 'frankfurt')`);
+  await cluster.heal();
+  const ids = (region: string) => cluster.value(region, 'select array_agg(id order by id) from mails');
+  const settled = async (id: number): Promise<void> => {
+    for (const region of cluster.regions) {
+      await until(async () => String(await ids(region)) === String([id]), { what: `${id} alone to be in ${region}` });
+    }
+  };
+  await settled(1);
+  const [found] = await list('--region', 'tokyo', '--table', 'public.mails');
+  expect(found).toMatchObject({
+    rule: 'unique',
+    key: { id: 2 },
+    outcome: 'keep',
+    local_row: { id: 1 },
+    incoming_row: { id: 2 },
+  });
+  expect((await json('show', found!.id, '--region', 'tokyo')).now).toMatchObject({ row: null, changed: null });
+
+  const refused = await settle(found!.id, '--keep', 'other');
+  expect(refused).toMatchObject({ code: 5, out: '' });
+  expect(refused.err).toContain('duplicate key value violates unique constraint');
+  const { code, err } = await settle(found!.id, '--keep', 'other', '--force');
+  expect({ code, err }).toEqual({ code: 0, err: '' });
+  await settled(2);
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select v from mails')).toBe('frankfurt');
 });

@@ -239,3 +239,26 @@ test('apply takes ownership away again, and says what cannot be one', async () =
   await cluster.query('frankfurt', `insert into users values (2, 'JP')`);
   expect(await cluster.value('tokyo', `select count(*)::int from pg_proc where proname like 'owner\\_%'`)).toBe(0);
 });
+
+test('of two rows with one unique value the one that gives way goes, whoever owns it and wherever that is decided', async () => {
+  await using cluster = await makeCluster({
+    regions: 2,
+    viaProxy: true,
+    tables: 'create table users (id int primary key, home text, email text unique)',
+    config: { tables: { 'public.users': { owner: { column: 'home' } } } },
+  });
+  await cluster.install();
+  await cluster.startAgents();
+  await cluster.cut('tokyo', 'frankfurt');
+  await cluster.query('tokyo', `insert into users values (1, 'tokyo', 'a@x')`);
+  // Written by frankfurt, and tokyo's since.
+  await cluster.query('frankfurt', `insert into users values (2, 'frankfurt', 'a@x')`);
+  await cluster.query('frankfurt', `update users set home = 'tokyo' where id = 2`);
+  await cluster.heal();
+  for (const region of cluster.regions) {
+    await until(async () => String(await cluster.value(region, 'select array_agg(id) from users')) === '1', {
+      what: `the first alone to be in ${region}`,
+    });
+  }
+  await cluster.converged();
+});
