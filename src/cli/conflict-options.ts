@@ -64,14 +64,15 @@ function timeOption(): Pick<OptionRow, 'parse' | 'expects'> {
   return { parse: parseTime, expects: 'a time like 2026-11-21T09:57Z, or how long ago, like 15m, 1h or 7d' };
 }
 
-/** `2026-11-21`, `2026-11-21T09:57:55Z` (without a zone: UTC), or how long ago; undefined for anything else. */
-export function parseTime(text: string, now = Date.now()): Date | undefined {
+/** `2026-11-21`, `2026-11-21T09:57:55Z` (without a zone: UTC), or how long ago, as PostgreSQL reads it; undefined for anything else. */
+export function parseTime(text: string, now = Date.now()): string | undefined {
   const ago = parseDuration(text);
-  if (ago !== undefined) return new Date(now - ago);
-  const [, day, time, zone] =
-    /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(Z|[+-]\d\d:?\d\d)?)?$/.exec(text) ?? [];
-  const at = new Date(`${day}T${time ?? '00:00'}${zone ?? 'Z'}`);
-  return day === undefined || Number.isNaN(at.getTime()) ? undefined : at;
+  if (ago !== undefined) return new Date(now - ago).toISOString();
+  const [, day, time = '00:00', zone = 'Z'] =
+    /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(Z|[+-]\d\d:\d\d)?)?$/.exec(text) ?? [];
+  const at = `${day}T${time}${zone}`;
+  // JavaScript's dates have no microseconds: the text itself goes on.
+  return day === undefined || Number.isNaN(Date.parse(at)) ? undefined : at;
 }
 
 function keyOption(): Pick<OptionRow, 'parse' | 'expects'> {

@@ -18,8 +18,8 @@ export interface ConflictsOptions {
   readonly table?: string;
   readonly kind?: readonly string[];
   readonly key?: readonly KeyFilter[];
-  readonly since?: Date;
-  readonly until?: Date;
+  readonly since?: string;
+  readonly until?: string;
   readonly unsettled?: boolean;
   readonly limit?: number;
   readonly after?: Cursor;

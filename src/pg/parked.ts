@@ -58,8 +58,8 @@ export async function listParked(
       order by parked_at desc, id desc limit $4`,
     [
       filter.table === undefined ? null : likeOf(filter.table),
-      filter.since?.toISOString() ?? null,
-      filter.until?.toISOString() ?? null,
+      filter.since ?? null,
+      filter.until ?? null,
       filter.limit,
     ],
   );

@@ -39,9 +39,9 @@ export interface RecordFilter {
   /** A glob like `public.*`. */
   readonly table?: string | undefined;
   readonly kinds?: readonly string[] | undefined;
-  /** Recorded at this time or later, and before that one. */
-  readonly since?: Date | undefined;
-  readonly until?: Date | undefined;
+  /** Recorded at this time or later, and before that one. ISO 8601. */
+  readonly since?: string | undefined;
+  readonly until?: string | undefined;
   /** Columns of the key and their values as text. */
   readonly key?: Readonly<Record<string, string>> | undefined;
   /** JSON that the key contains. */
@@ -80,8 +80,8 @@ async function listOf(client: Queryable, region: string, filter: RecordFilter): 
     [
       filter.table === undefined ? null : likeOf(filter.table),
       filter.kinds ?? null,
-      filter.since?.toISOString() ?? null,
-      filter.until?.toISOString() ?? null,
+      filter.since ?? null,
+      filter.until ?? null,
       filter.keyJson ?? null,
       JSON.stringify(filter.key ?? {}),
       filter.unsettled ?? null,
