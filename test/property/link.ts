@@ -28,8 +28,8 @@ export interface TestRegion {
   pull(from: TestRegion, rows?: number): Promise<Pulled>;
   /** Joins a table's rows and tombstones of another region, as `coregent apply` does. */
   join(from: TestRegion, table: string): Promise<void>;
-  /** Settles what regions broke together, with the others in reach but for those `away`. Returns whether anything was done. */
-  settle(all: readonly TestRegion[], away?: readonly TestRegion[]): Promise<boolean>;
+  /** Mends what regions broke together, with the others in reach but for those `away`. Returns whether anything was done. */
+  mend(all: readonly TestRegion[], away?: readonly TestRegion[]): Promise<boolean>;
   /** Recorded conflicts as `kind outcome`, oldest first. */
   conflicts(): Promise<string[]>;
 }
@@ -114,7 +114,7 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
       const target = applier.targets.get(`public.${table}`)!;
       await joinTable(from.applier.client, applier.store(), target, known && { known });
     },
-    async settle(all, away = []) {
+    async mend(all, away = []) {
       const others = all.filter((each) => each !== region);
       const client = await openSession(region);
       await client.query(`set search_path = pg_catalog, pg_temp`);

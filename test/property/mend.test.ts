@@ -59,7 +59,7 @@ async function settleAll(): Promise<number> {
   for (let round = 1; ; round++) {
     await pullAll();
     let did = false;
-    for (const region of world.regions) did = (await region.settle(world.regions)) || did;
+    for (const region of world.regions) did = (await region.mend(world.regions)) || did;
     if (!did) {
       const contents = await Promise.all(world.regions.map(contentOf));
       for (const content of contents) expect(content).toEqual(contents[0]);
@@ -94,7 +94,7 @@ describe('unique keys', () => {
     await virginia.pull(frankfurt);
     await virginia.sql(`update users set name = 'virginia' where id = 2`);
     await frankfurt.pull(tokyo);
-    await frankfurt.settle(world.regions);
+    await frankfurt.mend(world.regions);
     expect(await frankfurt.value(USERS)).toBe('1 a@x tokyo, 3 c@x three');
     await virginia.sql(`update users set name = 'again' where id = 2`);
     await settleAll();
@@ -140,9 +140,9 @@ describe('unique keys', () => {
     await frankfurt.sql(`insert into users values (1, 'a@x', 'one')`);
     await virginia.pull(frankfurt);
     expect(await virginia.value('select count(*) from coregent.parked')).toBe('1');
-    expect(await virginia.settle(world.regions)).toBe(false);
+    expect(await virginia.mend(world.regions)).toBe(false);
     // Not even while the writer cannot be asked, and what it had heard cannot be known.
-    expect(await virginia.settle(world.regions, [frankfurt])).toBe(false);
+    expect(await virginia.mend(world.regions, [frankfurt])).toBe(false);
     await virginia.pull(tokyo);
     expect(await virginia.value(USERS)).toBe('1 a@x one, 2 b@x two');
     await settleAll();
@@ -155,8 +155,8 @@ describe('unique keys', () => {
     await virginia.pull(frankfurt);
     await virginia.pull(tokyo);
     await tokyo.pull(frankfurt);
-    await virginia.settle(world.regions, [frankfurt]);
-    await tokyo.settle(world.regions, [frankfurt]);
+    await virginia.mend(world.regions, [frankfurt]);
+    await tokyo.mend(world.regions, [frankfurt]);
     for (const region of [tokyo, virginia]) expect(await region.value(USERS)).toBe('1 a@x tokyo');
     await frankfurt.sql(`update users set name = 'later'`);
     await settleAll();
@@ -168,7 +168,7 @@ describe('unique keys', () => {
     await frankfurt.sql(`insert into users values (2, 'a@x', 'two', 2)`);
     await virginia.sql(`insert into users values (3, 'c@x', 'three', 2)`);
     await virginia.pull(frankfurt);
-    await virginia.settle(world.regions);
+    await virginia.mend(world.regions);
     await settleAll();
     expect(await tokyo.value(USERS)).toBe('1 a@x one');
   });
@@ -247,7 +247,7 @@ describe('foreign keys', () => {
     await frankfurt.pull(tokyo);
     await frankfurt.sql('insert into bills values (7, 7)');
     await virginia.pull(frankfurt);
-    expect(await virginia.settle(world.regions)).toBe(false);
+    expect(await virginia.mend(world.regions)).toBe(false);
     await settleAll();
     expect(await virginia.value(`${children('bills')}`)).toBe('7 7');
     expect(await records(virginia)).toEqual([]);
