@@ -11,9 +11,9 @@ import { PUBLICATION, slotName } from '../pg/catalog.ts';
 import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
 import { endEarlier, type Leader } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
-import { type ForeignKeys, readForeignKeys, readKeys } from '../pg/foreign.ts';
+import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { Orphans } from '../pg/orphans.ts';
+import { readOrphans } from '../pg/orphans.ts';
 import { forgetOwed, readOwed } from '../pg/paused.ts';
 import { router } from '../pg/route.ts';
 import { findStart } from '../pg/slot.ts';
@@ -211,7 +211,7 @@ export class Peer {
       this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
-      const orphans = foreign ? undefined : new Orphans(await readKeys(apply, tables.alike), tables.alike);
+      const orphans = await readOrphans(apply, tables.alike, foreign);
       // From here on several ask the peer at once.
       const ask = inTurn();
       const rowsOf = makeFetch(() => control, name);

@@ -7,10 +7,10 @@ import { writersEnded } from '../pg/barrier.ts';
 import { slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
 import { endEarlier } from '../pg/earlier.ts';
-import { type ForeignKeys, readKeys } from '../pg/foreign.ts';
+import type { ForeignKeys } from '../pg/foreign.ts';
 import { joinTable } from '../pg/join.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
-import { Orphans } from '../pg/orphans.ts';
+import { readOrphans } from '../pg/orphans.ts';
 import { type Owed, owesOwn, readOwed, settleOwed, tellJoining } from '../pg/paused.ts';
 import { pruneForgotten } from '../pg/prune.ts';
 import { knowsSelf } from '../pg/self.ts';
@@ -135,7 +135,7 @@ export class Rejoin {
         targets: [target!],
         lsn: LSN_ZERO,
         foreign: this.#options.foreign,
-        orphans: this.#options.foreign ? undefined : new Orphans(await readKeys(apply, tables), tables),
+        orphans: await readOrphans(apply, tables, this.#options.foreign),
         fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
       });
       log.event('table.joining', { peer: region.name, table: owed.label, reason: owed.reason });

@@ -2,13 +2,13 @@ import { PARENT, STATE, tableLabel, tombstoneName, VERSION } from '../model/tabl
 import { regionOf, type Version } from '../model/version.ts';
 import { ident, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
-import { refers } from './foreign.ts';
-import { type ChildRow, childrenOf, letChildGo, recordConflict, shown } from './give-way.ts';
+import { type ForeignKey, refers } from './foreign.ts';
+import { type ChildRow, childrenOf, hasKey, letChildGo, recordConflict, shown } from './give-way.ts';
 import type { Session } from './mend.ts';
-import { stagedRows } from './mend-keys.ts';
 import type { Hearsay } from './neighbours.ts';
 import { ORPHANING } from './orphans.ts';
 import type { RecordedConflict } from './receipt.ts';
+import { stagedRows, stagedTombstones } from './staged.ts';
 import { arrayOf, tuplesOf } from './steps.ts';
 import type { Target } from './target.ts';
 
@@ -40,8 +40,84 @@ export async function mendForeign(session: Session, hearsay: Hearsay): Promise<R
       recorded.push(...(await mendImage(session, hearsay, image)));
     });
   }
+  return [...recorded, ...(await mendHeld(session, hearsay))];
+}
+
+/**
+ * Where foreign keys fire (tier C), a delete that children hold is parked. Once it is certain that they do, the parent is written again
+ * as it is: that is newer than the delete, here and wherever the delete was carried out.
+ */
+async function mendHeld(session: Session, hearsay: Hearsay): Promise<RecordedConflict[]> {
+  const recorded: RecordedConflict[] = [];
+  const { rows } = await session.client.query(
+    `select id::text, table_name, version::text, row_bytes from coregent.parked
+      where operation = 'tombstone' and sqlstate in ('23503', '23001') order by id`,
+  );
+  for (const { id, table_name: label, version, row_bytes: row } of rows) {
+    const target = session.targets.get(label);
+    if (!target) continue;
+    await session.guarded(label, async () => {
+      recorded.push(...(await holdParent(session, hearsay, { id, target, row, deleted: BigInt(version) })));
+    });
+  }
   return recorded;
 }
+
+async function holdParent(
+  session: Session,
+  hearsay: Hearsay,
+  { id, target, row, deleted }: Pick<Image, 'id' | 'target' | 'row' | 'deleted'>,
+): Promise<RecordedConflict[]> {
+  const { table } = target.staging;
+  const name = qualified(table.schema, table.name);
+  const tombstone = [arrayOf(target.tombstoneTypeOid, tuplesOf([row]))];
+  const [found] = await session.run([
+    {
+      text: `select ${shown(table, 't')} from ${name} t, ${stagedTombstones(target)}
+        where ${sameKey(table, 't', 's')} and t.${ident(VERSION)} <= s.${ident(VERSION)}`,
+      values: tombstone,
+    },
+  ]);
+  const [key, version, image] = found!.rows[0] ?? [];
+  if (!key) return [];
+  const parent = `(select * from ${name} t where ${hasKey(table, 't')}) p`;
+  const children: ChildRow[] = [];
+  for (const foreign of session.keys) {
+    if (foreign.parent !== table.oid || !holds(foreign)) continue;
+    children.push(...(await childrenOf(session, foreign, { parent, value: [key], present: true })));
+  }
+  if (children.length === 0) return [];
+  const writers = children.flatMap((child) => child.version ?? []);
+  for (const each of [deleted, ...writers]) if (!(await session.knows(hearsay, each))) return [];
+  let mine = writers.length === 0;
+  for (const each of writers) mine ||= regionOf(each) === session.region || !(await hearsay.reaches(regionOf(each)));
+  if (!mine) return [];
+  return await session.transaction(async () => {
+    const { rowCount } = await session.client.query(
+      `update ${name} t set ${ident(PARENT)} = ${ident(PARENT)} where ${hasKey(table, 't')} and t.${ident(VERSION)} = $2`,
+      [key, version],
+    );
+    if (rowCount === 0) return [];
+    // The delete is carried out by that: it is remembered, and was too late.
+    await session.run([{ text: target.compiled.deleteClean, values: tombstone }]);
+    await session.client.query('delete from coregent.parked where id = $1', [id]);
+    session.unparked++;
+    session.wrote = true;
+    return await recordConflict(session, {
+      table: tableLabel(table),
+      key,
+      kind: 'delete_referenced',
+      rule: children[0]!.foreign.onDelete,
+      outcome: 'keep',
+      local: BigInt(version!),
+      incoming: deleted,
+      localRow: image!,
+      incomingRow: null,
+    });
+  });
+}
+
+const holds = ({ onDelete }: ForeignKey): boolean => onDelete === 'restrict' || onDelete === 'no action';
 
 async function withTombstone(session: Session, image: Omit<Image, 'deleted'>): Promise<Image> {
   const { table } = image.target.staging;
@@ -84,8 +160,8 @@ async function mendImage(session: Session, hearsay: Hearsay, image: Image): Prom
     if (rowCount === 0) return [];
     const recorded: RecordedConflict[] = [];
     const orphans = await orphansOf(session, image);
-    const holds = orphans.some(({ foreign: { onDelete } }) => onDelete === 'restrict' || onDelete === 'no action');
-    const revived = holds && (await revive(session, image, recorded));
+    const holding = orphans.find(({ foreign }) => holds(foreign))?.foreign.onDelete;
+    const revived = holding !== undefined && (await revive(session, image, holding, recorded));
     if (!revived) for (const child of orphans) recorded.push(...(await letChildGo(session, child, image.deleted)));
     await forget(session, image);
     return recorded;
@@ -123,12 +199,18 @@ async function forget(session: Session, { id }: Image): Promise<void> {
 }
 
 /** Writes the parent again, as an application would, and before it the parents that it needs itself. False when it finds no place any more. */
-async function revive(session: Session, image: Image, recorded: RecordedConflict[], generation = 0): Promise<boolean> {
+async function revive(
+  session: Session,
+  image: Image,
+  rule: string,
+  recorded: RecordedConflict[],
+  generation = 0,
+): Promise<boolean> {
   const { table } = image.target.staging;
   const mine: RecordedConflict[] = [];
   const failure = await session.attempt(async () => {
     for (const above of await missingParents(session, image)) {
-      if (generation < GENERATIONS) await revive(session, above, mine, generation + 1);
+      if (generation < GENERATIONS) await revive(session, above, rule, mine, generation + 1);
     }
     const names = table.columns.filter(({ name }) => name !== STATE).map(({ name }) => ident(name));
     const stamp = `(greatest((date_part('epoch', clock_timestamp()) * 1000000)::int8, (${image.deleted} >> 7) + 1) << 7) | ${session.region}`;
@@ -150,7 +232,7 @@ async function revive(session: Session, image: Image, recorded: RecordedConflict
         table: tableLabel(table),
         key: key!,
         kind: 'delete_referenced',
-        rule: 'restrict',
+        rule,
         outcome: 'keep',
         local: image.version,
         incoming: image.deleted,

@@ -1,13 +1,14 @@
 import { STATE, type Table, tableLabel, VERSION } from '../model/table.ts';
 import { regionOf } from '../model/version.ts';
 import { ident, qualified } from '../quote.ts';
-import { imageJson, sources } from '../resolve/staged.ts';
+import { imageJson } from '../resolve/staged.ts';
 import { meetings, type Uniques } from './claims.ts';
 import { hasKey, recordConflict, removeRow } from './give-way.ts';
 import type { Session } from './mend.ts';
 import type { Hearsay } from './neighbours.ts';
 import type { RecordedConflict } from './receipt.ts';
 import type { Step } from './script.ts';
+import { stagedRows } from './staged.ts';
 import { arrayOf, tuplesOf } from './steps.ts';
 import type { Target } from './target.ts';
 
@@ -210,13 +211,6 @@ async function record(
     localRow: ours!.rows[0]![0]!,
     incomingRow: theirs!.rows[0]![0]!,
   });
-}
-
-/** Staged rows in `$1` as `s`. */
-export function stagedRows({ staging: { table }, compiled }: Target): string {
-  const { rowType, rowColumns, tombstoneType, tombstoneColumns } = compiled;
-  return sources(table, { type: rowType, columns: rowColumns }, { type: tombstoneType, columns: tombstoneColumns })
-    .rows;
 }
 
 /** Takes away what is here of the parked row's key, and leaves a tombstone above that row. */

@@ -1,12 +1,13 @@
+import type pg from 'pg';
 import { FIRST, PARENT, type Table, tableLabel, VERSION } from '../model/table.ts';
 import type { TableBatch } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
-import { sources } from '../resolve/staged.ts';
 import type { Tuples } from '../wire/tuples.ts';
-import { type ForeignKey, refers } from './foreign.ts';
+import { type ForeignKey, type ForeignKeys, readKeys, refers } from './foreign.ts';
 import { outOf } from './join.ts';
 import type { Step } from './script.ts';
+import { staged } from './staged.ts';
 import { arrayOf, type GroupKind } from './steps.ts';
 import type { Target } from './target.ts';
 
@@ -63,13 +64,9 @@ export class Orphans {
     ];
   }
 
-  #compile({ staging: { table }, compiled }: Target): { lock: string; keep: string } {
-    const { rowType, rowColumns, tombstoneType, tombstoneColumns } = compiled;
-    const { tombstones, tombstonesInOrder } = sources(
-      table,
-      { type: rowType, columns: rowColumns },
-      { type: tombstoneType, columns: tombstoneColumns },
-    );
+  #compile(target: Target): { lock: string; keep: string } {
+    const { table } = target.staging;
+    const { tombstones, tombstonesInOrder } = staged(target);
     const name = qualified(table.schema, table.name);
     const going = `${sameKey(table, 't', 's')} and t.${ident(VERSION)} <= s.${ident(VERSION)}`;
     const keys = this.#keys.get(table.oid)!;
@@ -85,7 +82,7 @@ export class Orphans {
         `exists (select from coregent.parked where operation = ${literal(ORPHANING)} and table_name in (${children.join(', ')}))`,
       );
     }
-    const columns = rowColumns.map((column) => outOf(table, column)).join(', ');
+    const columns = target.compiled.rowColumns.map((column) => outOf(table, column)).join(', ');
     return {
       lock: `select from ${tombstonesInOrder} join ${name} t on ${going} for update of t`,
       keep: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
@@ -96,4 +93,13 @@ export class Orphans {
         where ${referred.join('\n or ')} on conflict do nothing`,
     };
   }
+}
+
+/** Reads what a session that applies must know of them; undefined where foreign keys fire. */
+export async function readOrphans(
+  client: pg.Client,
+  tables: readonly Table[],
+  foreign: ForeignKeys | undefined,
+): Promise<Orphans | undefined> {
+  return foreign ? undefined : new Orphans(await readKeys(client, tables), tables);
 }

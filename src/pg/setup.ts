@@ -12,6 +12,7 @@ import { readFollowed, readIdentity } from './identity.ts';
 import { type Action, planRegion, runAction } from './install.ts';
 import { joinTable } from './join.ts';
 import { useOrigin } from './origin.ts';
+import { readOrphans } from './orphans.ts';
 import { planRecreated } from './recreated.ts';
 import { refuseStrangers } from './self.ts';
 import { Store } from './store.ts';
@@ -226,6 +227,7 @@ async function joinEdge(
       lsn: LSN_ZERO,
       fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
       foreign,
+      orphans: await readOrphans(apply, tables, foreign),
     });
     const ordered = parentsFirst(targets, foreign);
     const places = new Map(ordered.map(({ staging }, index) => [tableId(staging.table), index]));

@@ -10,6 +10,7 @@ import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { joinTable, keyIn } from './join.ts';
+import { readOrphans } from './orphans.ts';
 import { readPaused, sayPaused } from './paused.ts';
 import type { OpenRegion } from './setup.ts';
 import { Store } from './store.ts';
@@ -120,6 +121,7 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
         lsn: LSN_ZERO,
         fetch: () => Promise.reject(new Error('copied rows are whole')),
         foreign,
+        orphans: await readOrphans(apply, tables, foreign),
       });
       for (const target of parentsFirst(targets, foreign)) {
         const keys = differences
