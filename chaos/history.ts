@@ -35,6 +35,27 @@ export interface IdRange {
   verdict: Verdict | 'no';
 }
 
+/** One write of a row whose table keeps versions side by side. */
+export interface VersionWrite {
+  readonly table: string;
+  readonly id: number;
+  readonly region: string;
+  readonly version: bigint;
+  /** The versions that it replaced. */
+  readonly saw: readonly bigint[];
+  /** Null: a delete. */
+  readonly value: string | null;
+  verdict: Verdict;
+}
+
+/** What was done to a post that is never deleted. */
+export interface Post {
+  readonly likes: { sum: number; readonly unknown: number[] };
+  /** The greatest value acknowledged, and the greatest of all that was tried. */
+  readonly peak: { ok: number; tried: number };
+  readonly tags: Map<string, { readonly added: Verdict; readonly removed: 'no' | Verdict }>;
+}
+
 /** What the writers did, as they saw it. */
 export class History {
   /** By table and key; see {@link nameOf}. */
@@ -48,6 +69,10 @@ export class History {
   /** Increments of counters that one region owns. */
   readonly counters = new Map<number, { ok: number; unknown: number }>();
   readonly ids: IdRange[] = [];
+  readonly versions: VersionWrite[] = [];
+  readonly posts = new Map<number, Post>();
+  /** Edits by profile and column: `7 c0`. */
+  readonly profiles = new Map<string, { ok: number; unknown: number }>();
   /** Moments of acknowledgements by region, in ms of the process's clock. */
   readonly acknowledged = new Map<string, number[]>();
   /** Times that each kind of transaction was acknowledged. */
@@ -57,6 +82,21 @@ export class History {
   readonly refused = new Map<string, number>();
   /** Answers that no writer should ever get. */
   readonly faults: string[] = [];
+
+  post(id: number): Post {
+    const known = this.posts.get(id);
+    if (known) return known;
+    const post: Post = { likes: { sum: 0, unknown: [] }, peak: { ok: 0, tried: 0 }, tags: new Map() };
+    this.posts.set(id, post);
+    return post;
+  }
+
+  profile(id: number, column: string): { ok: number; unknown: number } {
+    const key = `${id} ${column}`;
+    const known = this.profiles.get(key) ?? { ok: 0, unknown: 0 };
+    this.profiles.set(key, known);
+    return known;
+  }
 
   record(write: Write): void {
     const name = nameOf(write.table, write.key);

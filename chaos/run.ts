@@ -8,6 +8,7 @@ import { checkEqual } from './checks/equal.ts';
 import { checkOnce, checkWhole } from './checks/once.ts';
 import { checkDisk, checkQuiet } from './checks/quiet.ts';
 import { checkLost, checkRecords, checkWholeRows, readOutcome, settled } from './checks/registers.ts';
+import { checkParts, checkVersions } from './checks/rules.ts';
 import { passed, type Verdict } from './checks/verdict.ts';
 import { type Happened, startStorm } from './faults/storm.ts';
 import { History } from './history.ts';
@@ -139,6 +140,8 @@ async function check(
     checkLost(writes, outcome, { tombstonesStay }),
     await checkOnce(regions, history),
     await checkWhole(regions, history, seen),
+    await checkVersions(regions, history),
+    await checkParts(regions, history),
     await checkRecords(regions),
     checkAvailable({ regions: regions.map(({ name }) => name), history, beats, happened }),
     checkAnswers({

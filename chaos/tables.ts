@@ -59,6 +59,14 @@ export const WIDE: RegisterTable = {
   ],
 };
 
+/** The tables that have another rule than the plain one, as `coregent.yaml` says it. */
+export const RULES = {
+  'public.drafts': { conflict: 'siblings' },
+  'public.claims': { conflict: 'fww' },
+  'public.posts': { columns: { likes: 'counter', peak: 'max', tags: 'set' } },
+  'public.profiles': { conflict: 'columns' },
+};
+
 /** The tables of a run. */
 export interface Tables {
   readonly sql: string;
@@ -82,6 +90,12 @@ const BASE = `
   create table documents (id int primary key, title text not null, edits int not null, body text, notes text);
   alter table documents alter body set storage external, alter notes set storage extended;
   create table scratch (id int primary key, value text not null);
+  -- One for each rule; see RULES.
+  create table drafts (id int primary key, value text not null);
+  create table claims (id int primary key, value text not null);
+  create table posts (id int primary key, title text not null default '', likes bigint not null default 0, peak int not null default 0,
+    tags text[] not null default '{}');
+  create table profiles (id int primary key, c0 int not null default 0, c1 int not null default 0, c2 int not null default 0);
   -- Two regions may take one e-mail under two keys.
   create table accounts (id int primary key, email text not null unique, note text);
   create type mood as enum ('low', 'so so', 'high');

@@ -11,7 +11,7 @@ import { installMajors } from '../test/world/packages.ts';
 import { seeded, within } from '../test/world/random.ts';
 import { COMMAND, Keeper } from './agents.ts';
 import type { Options } from './options.ts';
-import { type Tables, tablesWith } from './tables.ts';
+import { RULES, type Tables, tablesWith } from './tables.ts';
 
 const NAMES = ['tokyo', 'frankfurt', 'virginia'] as const;
 const DATABASE = 'shop';
@@ -113,7 +113,7 @@ export async function makeWorld(options: Options): Promise<World> {
       return JSON.stringify({
         cluster: 'chaos',
         regions: Object.fromEntries(regions),
-        tables: { 'public.*': {} },
+        tables: { 'public.*': {}, ...RULES },
         batch: { rows: drawn.batchRows },
         tombstones: { interval: drawn.tombstones },
       });

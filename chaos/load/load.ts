@@ -6,6 +6,7 @@ import type { World } from '../world.ts';
 import { GROUPS } from './groups.ts';
 import { COUNTERS, counterId, NUMBERS, PAIRS } from './numbers.ts';
 import { PARTITIONED, REGISTERS } from './registers.ts';
+import { KEPT_ROWS, RULES } from './rules.ts';
 import { TYPES } from './wide.ts';
 import { type Kind, type Shared, Writer } from './writer.ts';
 
@@ -43,6 +44,8 @@ export async function seedRows(world: World, history: History): Promise<void> {
     );
   }
   const [first] = world.regions;
+  await first!.query('insert into posts (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
+  await first!.query('insert into profiles (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
   const { rows } = await first!.query(
     `insert into hits as t select n, 0, 'begin' from generate_series(1, 12) n
       returning t.id::text as key, t._coregent_version as version, ${imageSql(HITS, 't')} as image`,
@@ -57,7 +60,7 @@ export async function seedRows(world: World, history: History): Promise<void> {
 export function startLoad(world: World, options: Options, history: History): Load {
   const random = seeded(options.seed);
   const stopping = new AbortController();
-  const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES];
+  const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES, ...RULES];
   if (options.extras.includes('partitions')) kinds.push(PARTITIONED);
   const beats = new History();
   const running = world.regions.flatMap((region, index) => {
