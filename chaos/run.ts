@@ -160,6 +160,7 @@ async function keepEvidence(world: World, history: History, results: Results): P
   const plain = (_: string, value: unknown): unknown => (typeof value === 'bigint' ? String(value) : value);
   await writeFile(join(world.folder, 'results.json'), JSON.stringify(results, null, 2));
   await writeFile(join(world.folder, 'writes.json'), JSON.stringify([...history.writes], plain));
+  await writeFile(join(world.folder, 'versions.json'), JSON.stringify(history.versions, plain));
 }
 
 function countBy(names: readonly string[]): Record<string, number> {

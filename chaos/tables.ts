@@ -63,8 +63,6 @@ export const WIDE: RegisterTable = {
 export const RULES = {
   'public.drafts': { conflict: 'siblings' },
   'public.claims': { conflict: 'fww' },
-  'public.posts': { columns: { likes: 'counter', peak: 'max', tags: 'set' } },
-  'public.profiles': { conflict: 'columns' },
 };
 
 /** The tables of a run. */

@@ -79,7 +79,7 @@ const rate = z.unknown().transform((given, context): Rate => {
 });
 
 /** What this version carries out: a clear fault beats a rule silently not kept. */
-const tableRules = TABLE_RULES.filter((rule) => ['lww'].includes(rule));
+const tableRules = TABLE_RULES.filter((rule) => ['lww', 'fww', 'siblings'].includes(rule));
 const columnRules = COLUMN_RULES.filter((rule) => ([] as string[]).includes(rule));
 const conflict = z.enum(tableRules).optional();
 

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { CoregentError } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
+import { parseRule } from '../model/rule.ts';
 import { type Table, tableId } from '../model/table.ts';
 import { findTables } from '../pg/catalog.ts';
 import type { Queryable } from '../pg/connect.ts';
@@ -34,9 +35,9 @@ export async function compareTables(
     await pauseTable(apply, slot, { id, label, reason, unsent: theirs?.unpublished ?? false });
     pauses({ table: id, label, reason });
   }
-  const alike = (await findTables(apply)).filter((table) => {
-    const id = tableId(table);
-    return here.tables.has(id) && !differing.has(id);
+  const alike = (await findTables(apply)).flatMap((table) => {
+    const standing = here.tables.get(tableId(table));
+    return standing && !differing.has(standing.id) ? [{ ...table, rule: parseRule(standing.rule) }] : [];
   });
   return { alike, here, there, standings: there.tables, differing, pauses };
 }

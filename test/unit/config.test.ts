@@ -165,7 +165,7 @@ regions:
 defualts: { conflict: lww }
 tables:
   orders: {}
-  public.carts: { conflict: siblings }
+  public.carts: { conflict: columns }
   public.posts: { columns: { likes: counter } }
   public.users: { conflict: lwww }
 clock: { max_offset: 500 }
@@ -184,7 +184,7 @@ conflicts: { alert: 10, max_size: 1 }
       '5 regions.virginia.url is missing',
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
-      '9 tables.public.carts.conflict the rule `siblings` is not yet available; use `lww`',
+      '9 tables.public.carts.conflict the rule `columns` is not yet available; use `lww`, `fww`, `siblings`',
       '10 tables.public.posts.columns.likes the rule `counter` is not yet available; leave it out',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
