@@ -306,5 +306,5 @@ revoke all on all tables in schema coregent from public;
 revoke all on all functions in schema coregent from public;
 grant execute on function coregent.region(), coregent.list_siblings(regclass), coregent.version_region(bigint), coregent.version_time(bigint) to public;
 -- What stamps an application's update runs with the application's rights.
-grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb) to public;
+grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb), coregent.counter_value(jsonb) to public;
 grant select on coregent.regions, coregent.this_region, coregent.tables, coregent.status, coregent.siblings to public;

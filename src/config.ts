@@ -79,8 +79,8 @@ const rate = z.unknown().transform((given, context): Rate => {
 });
 
 /** What this version carries out: a clear fault beats a rule silently not kept. */
-const tableRules = TABLE_RULES.filter((rule) => ['lww', 'fww', 'siblings'].includes(rule));
-const columnRules = COLUMN_RULES.filter((rule) => ([] as string[]).includes(rule));
+const tableRules = TABLE_RULES.filter((rule) => rule !== 'custom');
+const columnRules = COLUMN_RULES.filter((rule) => ['counter', 'max', 'min', 'set'].includes(rule));
 const conflict = z.enum(tableRules).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });

@@ -1,6 +1,6 @@
 import { type Column, deletesName, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
-import { type Layout, layoutOf } from '../resolve/layout.ts';
+import { INTEGERS, type Layout, layoutOf } from '../resolve/layout.ts';
 import { MERGED, REPLACED_MERGED } from '../resolve/registers.ts';
 import type { RuleStamp } from './stamp.ts';
 
@@ -13,6 +13,11 @@ const state = ident(STATE);
 /** Types of PostgreSQL's own that are compared faster by their operator, and are equal only in equal bytes. */
 const COMPARED =
   /^(smallint|integer|bigint|boolean|uuid|date|text|character varying(\(\d+\))?|timestamp( \S+)? with(out)? time zone)$/;
+
+/** Arrays of types whose text is the same whatever a session has set. */
+const PLAIN = /^(smallint|integer|bigint|numeric(\(.*\))?|text|character varying(\(\d+\))?|uuid|boolean)\[\]$/;
+/** The settings under which our own sessions read and write texts. */
+const SETTINGS = ` set datestyle = 'ISO, YMD' set intervalstyle = postgres set timezone = 'UTC' set extra_float_digits = 3 set bytea_output = hex set lc_monetary = 'C' set xmloption = content`;
 
 const object = (pairs: readonly (readonly [string, string])[]): string =>
   `pg_catalog.jsonb_build_object(${pairs.map(([key, value]) => `${key}, ${value}`).join(', ')})`;
@@ -33,6 +38,7 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
     return `coregent.seen_join(coalesce(${row}.${state} ${op('->')} 'seen', ${before}), ${own})`;
   };
   return {
+    settings: parts.sets.every(({ type }) => PLAIN.test(type)) ? '' : SETTINGS,
     declare: `
   base pg_catalog.jsonb;`,
     // The sequence holds the greatest delete that was forgotten here, once any was: that much is known of every key.
@@ -41,7 +47,7 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
   new.${state} := null;`,
     updated: `${settle(parts, 'old')}
   base := coalesce(old.${state}, ${writtenOut(parts, 'old')});
-  new.${state} := base ${op('||')} ${object(changes(parts, region, groups))};${parts.sets.map(shown).join('')}`,
+  new.${state} := base ${op('||')} ${object(changes(parts, region, groups))};${parts.counters.map(bounded).join('')}${parts.sets.map(shown).join('')}`,
     parent: replaced,
     buried: (row) => ({
       [STATE]: `case when ${row}.${state} is not null then ${object([["'seen'", `${row}.${state} ${op('->')} 'seen'`]])} end`,
@@ -124,6 +130,19 @@ function settle({ counters, sets, bounds }: Layout, row: 'old' | 'new'): string 
     }
   }
   return lines.map((line) => `\n  ${line}`).join('');
+}
+
+/** A counter of which several regions' shares are beyond its bounds together shows the bound, and so not what was added and taken away. */
+function bounded({ name, type }: Column): string {
+  const bounds = INTEGERS[type];
+  if (!bounds) return '';
+  const [before, now] = [`old.${ident(name)}`, `new.${ident(name)}`];
+  const sum = `coregent.counter_value(new.${state} ${op('->')} 'n' ${op('->')} ${literal(name)})`;
+  const at = bounds.map((bound) => `${before} ${op('=')} '${bound}'`).join(' or ');
+  return `
+  if (${at}) and ${before} ${op('<>')} ${now} then
+    ${now} := greatest(least(${sum}, ${bounds[1]}), ${bounds[0]});
+  end if;`;
 }
 
 /** A set that was changed shows its elements in their order. */

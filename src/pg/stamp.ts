@@ -8,6 +8,8 @@ import { stampRegisters } from './stamp-registers.ts';
  * and the parent, which they find in `new`; the rows are `old` and `new`, an older tombstone is `x`, the one in its place `excluded`.
  */
 export interface RuleStamp {
+  /** Settings that what is written down as text depends on, as further options of the functions; empty where nothing does. */
+  readonly settings: string;
   /** Further variables. */
   readonly declare: string;
   /** Of an insert, and of a row under its new key: the parent where no tombstone is under the key. */
@@ -26,6 +28,7 @@ export interface RuleStamp {
 
 /** Whole rows have nothing but version and parent. */
 const ROWS: RuleStamp = {
+  settings: '',
   declare: '',
   noParent: '-1',
   inserted: '',

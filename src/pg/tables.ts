@@ -6,6 +6,7 @@ import { ident, qualified } from '../quote.ts';
 import { mayReplicate } from './applier.ts';
 import { type FoundTable, findTables } from './catalog.ts';
 import { type Details, findDetails } from './details.ts';
+import { ruleFault } from './rule-faults.ts';
 import { sequenceWarnings } from './sequences.ts';
 import type { OpenRegion } from './setup.ts';
 import { readOwnerType } from './stamp-owner.ts';
@@ -82,6 +83,8 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
     if (faults.length > before) continue;
     const tables = found.map((each) => ({ ...each!.table, rule }));
     for (const [index, table] of tables.entries()) {
+      const unruly = ruleFault(table, rule);
+      if (unruly) faults.push({ label, region: names[index]!, message: unruly.message, cure: [unruly.cure] });
       const read = rule.owner && (await readOwnerType(open[index]!.client, table, rule.owner));
       if (!read || 'type' in read) continue;
       faults.push({ label, region: names[index]!, message: read.fault.message, cure: [read.fault.cure] });

@@ -148,7 +148,7 @@ export function stampingSql(
   const define = (kind: string, plain: string, plainly: Rights): string => {
     const body = versions?.bodies[kind] ?? plain;
     const as = body === plain ? plainly : rights;
-    return `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql ${OPTIONS[as]} as ${dollar(`\n#variable_conflict use_column${body}`)}`;
+    return `create or replace function coregent.${ident(`${kind}_${id}`)}() returns trigger language plpgsql ${OPTIONS[as]}${rule.settings} as ${dollar(`\n#variable_conflict use_column${body}`)}`;
   };
   const trigger = (kind: keyof typeof TRIGGERS, event: string): string => {
     const when = guard === undefined ? '' : ` when (${guard})`;

@@ -19,6 +19,13 @@ export interface Layout {
 /** The register of all columns that have no rule of their own, where the table's rule is not `columns`. */
 export const REST = '*';
 
+/** Bounds of the integer types: a counter whose sum is beyond them shows the bound. */
+export const INTEGERS: Readonly<Record<string, readonly [string, string]>> = {
+  smallint: ['-32768', '32767'],
+  integer: ['-2147483648', '2147483647'],
+  bigint: ['-9223372036854775808', '9223372036854775807'],
+};
+
 /** A table's parts. Keys whose equal values have equal bytes are in none: they never differ. */
 export function layoutOf(table: Table): Layout {
   const { conflict, columns: rules } = table.rule ?? LWW;

@@ -1,15 +1,8 @@
 import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal } from '../quote.ts';
-import { layoutOf } from './layout.ts';
+import { INTEGERS, layoutOf } from './layout.ts';
 import type { Parts } from './parts.ts';
 import { MERGED, REPLACED_MERGED } from './registers.ts';
-
-/** Bounds of the integer types: a counter whose sum is beyond them shows the bound. */
-const INTEGERS: Readonly<Record<string, readonly [string, string]>> = {
-  smallint: ['-32768', '32767'],
-  integer: ['-2147483648', '2147483647'],
-  bigint: ['-9223372036854775808', '9223372036854775807'],
-};
 
 /** Conditions and values over rows that are joined part by part, by their aliases: `t` is here, `s` came, `x` is a tombstone. */
 export interface RegisterSql {

@@ -165,8 +165,8 @@ regions:
 defualts: { conflict: lww }
 tables:
   orders: {}
-  public.carts: { conflict: columns }
-  public.posts: { columns: { likes: counter } }
+  public.carts: { conflict: custom }
+  public.posts: { columns: { likes: text } }
   public.users: { conflict: lwww }
 clock: { max_offset: 500 }
 batch: { rows: 1.5, bytes: 3 parsecs }
@@ -184,8 +184,8 @@ conflicts: { alert: 10, max_size: 1 }
       '5 regions.virginia.url is missing',
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
-      '9 tables.public.carts.conflict the rule `columns` is not yet available; use `lww`, `fww`, `siblings`',
-      '10 tables.public.posts.columns.likes the rule `counter` is not yet available; leave it out',
+      '9 tables.public.carts.conflict the rule `custom` is not yet available; use `lww`, `fww`, `columns`, `siblings`',
+      '10 tables.public.posts.columns.likes the rule `text` is not yet available; use `counter`, `max`, `min`, `set`',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
       expect.stringMatching(/^13 batch.rows must be/),
