@@ -1,7 +1,7 @@
 import { EXIT } from '../model/error.ts';
 import { parseRule } from '../model/rule.ts';
 import { type ParkedRow, readParked } from '../pg/parked.ts';
-import { type ConflictRecord, readRecord, regionOf } from '../pg/record.ts';
+import { type ConflictRecord, readRecord, regionOf, winnerOf } from '../pg/record.ts';
 import { type RowNow, readNow } from '../pg/settle.ts';
 import type { OpenRegion } from '../pg/setup.ts';
 import { outcomeWord } from './conflicts.ts';
@@ -85,6 +85,14 @@ export function whyOf(record: ConflictRecord): string {
   if (rule === 'fww' && versions[0] < versions[1]) {
     return `Rule fww: the first of writes that had not seen each other wins, and ${who} wrote earlier, by ${duration(-aheadMs)}.`;
   }
+  if (
+    rule === 'columns' &&
+    versions[0] > versions[1] &&
+    kind !== 'delete_origin_differs' &&
+    kind !== 'update_missing'
+  ) {
+    return `Rule columns: each column keeps its later write, and ${who} wrote later, by ${duration(aheadMs)}.`;
+  }
   if (kind === 'delete_origin_differs' || kind === 'update_missing') {
     return record[`${won}_row`] === null
       ? `Rule ${rule}: the delete wins over what it had not seen.`
@@ -108,9 +116,12 @@ function text(record: ConflictRecord, changed: string | undefined, why: string, 
     if (row === null) return '';
     return Object.hasOwn(row, name) ? shortened(row[name]) : '';
   };
-  const other =
-    outcomeWord(record.outcome).includes('won') || record.outcome === 'keep' || record.outcome === 'discard';
   const different = new Set(differing(record));
+  const [contested] = different;
+  const otherwise =
+    conflictOf(record.rule) === 'columns' && contested !== undefined
+      ? `--merge ${visible(contested)}=${winnerOf(record) === 'incoming' ? 'local' : 'incoming'}`
+      : `--keep ${winnerOf(record) ? 'other' : 'local'}`;
   const rows = [
     ['from', record.local_origin ?? 'before replication', record.incoming_origin ?? 'before replication', ''],
     ['written', record.local_at ?? '', record.incoming_at ?? '', ''],
@@ -145,9 +156,7 @@ function text(record: ConflictRecord, changed: string | undefined, why: string, 
       ? [paint.yellow(visible(`The row changed since: ${changed}.`))]
       : []),
     ...(record.settled_at === null && changed === undefined
-      ? [
-          `To settle it otherwise: coregent conflicts settle ${record.id} --region ${record.region} --keep ${other ? 'other' : 'local'}`,
-        ]
+      ? [`To settle it otherwise: coregent conflicts settle ${record.id} --region ${record.region} ${otherwise}`]
       : []),
   ].join('\n');
 }

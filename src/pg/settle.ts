@@ -294,8 +294,16 @@ async function writeOf(
       values: given.map((value) => value.wanted),
     };
   }
+  // What both sides added to a counter or a set is in it already: neither side's value is the other one of two.
+  const joined = side === undefined ? {} : (table.rule?.columns ?? {});
   const differing = wanted.filter(({ name, given, now, wanted: to }) => {
-    return given && now !== to && !table.key.includes(name) && !types.get(name)!.identityAlways;
+    return (
+      given &&
+      !Object.hasOwn(joined, name) &&
+      now !== to &&
+      !table.key.includes(name) &&
+      !types.get(name)!.identityAlways
+    );
   });
   // Even if nothing differs, a write says that of several versions this one is meant.
   if (differing.length === 0 && several) differing.push(...wanted.filter(({ name }) => name === table.key[0]));

@@ -19,8 +19,9 @@ beforeAll(async () => {
       create trigger noted before update on items for each row execute function noted();
       create table pairs (a int, "b c" text, v text, primary key (a, "b c"));
       create table people (id int primary key, age int);
-      create table mails (id int primary key, email text unique, v text)`,
-    config: { conflicts: { alert: '3/h' }, tables: { 'public.*': {} } },
+      create table mails (id int primary key, email text unique, v text);
+      create table notes (id int primary key, v text)`,
+    config: { conflicts: { alert: '3/h' }, tables: { 'public.*': {}, 'public.notes': { conflict: 'siblings' } } },
   });
   for (const region of cluster.regions) {
     const database = new URL(cluster.url(region)).pathname.slice(1);
@@ -373,4 +374,27 @@ test('of two rows with one unique value the one that was deleted is chosen only 
   await settled(2);
   await cluster.converged();
   expect(await cluster.value('frankfurt', 'select v from mails')).toBe('frankfurt');
+});
+
+test('of versions that are kept side by side a person says which is meant, the one that is shown too', async () => {
+  await cluster.query('tokyo', `insert into notes values (1, 'both'), (2, 'both')`);
+  await cluster.converged();
+  await cluster.cut('tokyo', 'frankfurt');
+  for (const region of cluster.regions) await cluster.query(region, 'update notes set v = $1', [region]);
+  await cluster.heal();
+  await cluster.converged();
+  const of = async (id: number) =>
+    (await list('--region', 'tokyo', '--table', 'public.notes', '--key', `id=${id}`))[0]!;
+  const before = String(await cluster.value('tokyo', 'select v from notes where id = 1'));
+  const shown = before === 'tokyo' ? ['local', 'incoming'] : ['incoming', 'local'];
+  expect(await settle((await of(1)).id, '--keep', 'other')).toMatchObject({ code: 2, out: '' });
+  for (const [index, side] of shown.entries()) {
+    const { code, out, err } = await settle((await of(index + 1)).id, '--keep', side);
+    expect({ code, err }).toEqual({ code: 0, err: '' });
+    expect(out).toContain('The row was written');
+  }
+  await cluster.converged();
+  const other = before === 'tokyo' ? 'frankfurt' : 'tokyo';
+  expect(await cluster.value('frankfurt', 'select array_agg(v order by id) from notes')).toEqual([before, other]);
+  expect(await cluster.value('frankfurt', 'select count(*)::int from notes where _coregent_parent < 0')).toBe(0);
 });
