@@ -63,7 +63,12 @@ export const WIDE: RegisterTable = {
 export const RULES = {
   'public.drafts': { conflict: 'siblings' },
   'public.claims': { conflict: 'fww' },
+  'public.posts': { columns: { likes: 'counter', peak: 'max', tags: 'set' } },
+  'public.profiles': { conflict: 'columns' },
 };
+
+/** Of these the tables that keep versions side by side, and which one each shows. */
+export const VERSIONED = { drafts: 'last', claims: 'first' } as const;
 
 /** The tables of a run. */
 export interface Tables {

@@ -1,8 +1,6 @@
 import type { History, VersionWrite } from '../history.ts';
+import { VERSIONED } from '../tables.ts';
 import type { Asked, Verdict } from './verdict.ts';
-
-/** Tables that keep versions side by side, and which of them each shows. */
-const VERSIONED = { drafts: 'last', claims: 'first' } as const;
 
 interface Shown {
   readonly value: string;
