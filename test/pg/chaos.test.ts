@@ -3,9 +3,10 @@ import { checkEqual } from '../../chaos/checks/equal.ts';
 import { checkOnce, checkWhole } from '../../chaos/checks/once.ts';
 import { checkDisk, checkQuiet } from '../../chaos/checks/quiet.ts';
 import { checkRecords } from '../../chaos/checks/registers.ts';
+import { checkParts, checkVersions } from '../../chaos/checks/rules.ts';
 import { type Asked, passed } from '../../chaos/checks/verdict.ts';
 import { History } from '../../chaos/history.ts';
-import { tablesWith } from '../../chaos/tables.ts';
+import { RULES, tablesWith } from '../../chaos/tables.ts';
 import { tornIn } from '../../chaos/watch.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 
@@ -14,7 +15,11 @@ let cluster: Cluster;
 let regions: Asked[];
 
 beforeAll(async () => {
-  cluster = await makeCluster({ regions: 2, tables: tablesWith([]).sql, config: { tombstones: { interval: '24h' } } });
+  cluster = await makeCluster({
+    regions: 2,
+    tables: tablesWith([]).sql,
+    config: { tables: { 'public.*': {}, ...RULES }, tombstones: { interval: '24h' } },
+  });
   await cluster.install();
   regions = cluster.regions.map((name) => ({ name, query: (text, values) => cluster.query(name, text, values) }));
   await cluster.startAgents();
@@ -23,6 +28,11 @@ beforeAll(async () => {
   await cluster.query('tokyo', `insert into entries values (1, 'tokyo/1', 2, ''), (2, 'tokyo/1', 2, '')`);
   await cluster.query('tokyo', `insert into counters values (0, 3)`);
   await cluster.query('tokyo', `insert into ids select n, 'insert' from generate_series(1, 3) n`);
+  await cluster.query('tokyo', `insert into posts values (1, 'a', 3, 7, array['x', 'y'])`);
+  await cluster.query('tokyo', 'insert into profiles values (1, 2, 0, 0)');
+  await cluster.query('tokyo', `insert into drafts values (1, 'old'), (2, 'alone')`);
+  await cluster.query('tokyo', `insert into claims values (1, 'claimed')`);
+  await cluster.query('tokyo', `update drafts set value = 'new' where id = 1`);
   await cluster.converged();
   for (const region of cluster.regions) await cluster.stopAgent(region);
 });
@@ -170,6 +180,66 @@ test('records: one that is there twice, and a parked row, are found', async () =
     undo,
   );
   await planted([record], async () => expect(await check()).toBe(''), undo);
+});
+
+test('INV-S: a version that is missing, one that was replaced, and another one shown, are found', async () => {
+  const { rows } = await cluster.query(
+    'tokyo',
+    `select 'drafts' as table, id, value, _coregent_version as version, _coregent_parent as parent from drafts
+      union all select 'claims', id, value, _coregent_version, _coregent_parent from claims`,
+  );
+  const history = new History();
+  for (const { table, id, value, version, parent } of rows) {
+    const saw = BigInt(parent) > 0n ? [BigInt(parent)] : [];
+    const write = { table, id, region: 'tokyo', verdict: 'ok' } as const;
+    for (const before of saw) history.versions.push({ ...write, version: before, saw: [], value: 'old' });
+    history.versions.push({ ...write, version: BigInt(version), saw, value });
+  }
+  const check = async () => (await checkVersions(regions, history)).violations.join('\n');
+  expect(await check()).toBe('');
+  const [draft] = rows.filter(({ parent }) => BigInt(parent) > 0n);
+  const set = (version: string): string => `update drafts set _coregent_version = ${version} where id = ${draft!.id}`;
+  await planted([set(draft!.parent)], async () => {
+    expect(await check()).toMatch(/frankfurt: drafts 1 lacks .* of tokyo, which nobody replaced/);
+    expect(await check()).toMatch(/frankfurt: drafts 1 has .*, which was replaced/);
+  }, [set(draft!.version)]);
+  await planted(
+    [`update claims set value = 'stolen'`],
+    async () => expect(await check()).toMatch(/frankfurt: claims 1 shows stolen, not claimed/),
+    [`update claims set value = 'claimed'`],
+  );
+  history.versions.push({ ...history.versions[0]!, id: 9, version: 1n, saw: [], value: 'gone' });
+  expect(await check()).toMatch(/tokyo: drafts 9 lacks 1 of tokyo|tokyo: claims 9 lacks 1 of tokyo/);
+});
+
+test('INV-R: an addition, a tag, a peak or an edit that is lost, and a tag that is back, are found', async () => {
+  const history = new History();
+  const post = history.post(1);
+  post.likes.sum = 3;
+  post.peak.ok = 7;
+  post.peak.tried = 7;
+  for (const tag of ['x', 'y']) post.tags.set(tag, { added: 'ok', removed: 'no' });
+  post.tags.set('z', { added: 'ok', removed: 'ok' });
+  history.profile(1, 'c0').ok = 2;
+  const check = async () => (await checkParts(regions, history)).violations.join('\n');
+  expect(await check()).toBe('');
+  await planted([
+    `update posts set likes = 2, peak = 6, tags = array['x', 'z', 'w']`,
+    'update profiles set c0 = 1',
+  ], async () => {
+    const found = await check();
+    expect(found).toMatch(/frankfurt: post 1 has 2 likes; 3 to 3 were added/);
+    expect(found).toMatch(/frankfurt: post 1 has the peak 6 after 7/);
+    expect(found).toMatch(/frankfurt: post 1 has z, which was removed/);
+    expect(found).toMatch(/frankfurt: post 1 lacks y, which nobody removed/);
+    expect(found).toMatch(/frankfurt: nobody added w to post 1/);
+    expect(found).toMatch(/frankfurt: c0 of profile 1 is 1 after 2 edits/);
+  }, [`update posts set likes = 3, peak = 7, tags = array['x', 'y']`, 'update profiles set c0 = 2']);
+  await planted(
+    ['create temp table kept as select * from posts', 'delete from posts'],
+    async () => expect(await check()).toMatch(/frankfurt: post 1 is gone/),
+    ['insert into posts select * from kept'],
+  );
 });
 
 test('INV-Q: a region that writes although nobody does is found', async () => {
