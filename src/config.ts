@@ -79,14 +79,17 @@ const rate = z.unknown().transform((given, context): Rate => {
 });
 
 /** What this version carries out: a clear fault beats a rule silently not kept. */
-const tableRules = TABLE_RULES.filter((rule) => rule !== 'custom');
 const columnRules = COLUMN_RULES.filter((rule) => ['counter', 'max', 'min', 'set'].includes(rule));
-const conflict = z.enum(tableRules).optional();
+const conflict = z.enum(TABLE_RULES).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });
 const table = z.strictObject({
   conflict,
   columns: z.record(z.string(), z.enum(columnRules)).optional(),
+  custom: z
+    .string()
+    .regex(/^[^./]+\.[^./]+$/, 'must be a SQL function: schema.function')
+    .optional(),
   owner: z.unknown().optional(),
 });
 const schema = z.strictObject({
@@ -116,9 +119,8 @@ const schema = z.strictObject({
 });
 
 /** Words of the design that this version does not carry out yet. */
-const laterRules = [...TABLE_RULES, 'strong'].filter((rule) => !(tableRules as string[]).includes(rule));
+const laterRules = ['strong'];
 const laterColumnRules = [...COLUMN_RULES, 'escrow'].filter((rule) => !(columnRules as string[]).includes(rule));
-const laterTableKeys = ['custom'];
 
 /** Reads and checks the file. Fails with `config_missing` or `config_invalid`, the latter with every fault at once. */
 export async function loadConfig(path: string, env: Env = process.env): Promise<Config> {
@@ -158,7 +160,8 @@ export function ruleFor(config: Config, schema: string, table: string): Rule | u
   if (found.length === 0) return undefined;
   const columns = Object.assign({}, ...found.map((entry) => entry.columns));
   const { conflict, custom, owner } = Object.assign({ ...config.defaults }, ...found);
-  return { conflict, columns, ...(custom === undefined ? {} : { custom }), ...(owner === undefined ? {} : { owner }) };
+  const decider = conflict === 'custom' && custom !== undefined ? { custom } : {};
+  return { conflict, columns, ...decider, ...(owner === undefined ? {} : { owner }) };
 }
 
 function complete(file: z.output<typeof schema>, path: string): Config {
@@ -189,12 +192,12 @@ function complete(file: z.output<typeof schema>, path: string): Config {
   };
 }
 
-type Said = Pick<Partial<Rule>, 'conflict' | 'columns'>;
+type Said = Pick<Partial<Rule>, 'conflict' | 'columns' | 'custom'>;
 
-/** What an entry says, without the keys that it leaves out. */
+/** What an entry says, without the keys that it leaves out. A function is the rule `custom`. */
 function said(entry: { [K in keyof Said]: Said[K] | undefined } | null | undefined): Said {
-  const { conflict, columns } = entry ?? {};
-  return Object.fromEntries(Object.entries({ conflict, columns }).filter(([, value]) => value !== undefined));
+  const { conflict = entry?.custom && 'custom', columns, custom } = entry ?? {};
+  return Object.fromEntries(Object.entries({ conflict, columns, custom }).filter(([, value]) => value !== undefined));
 }
 
 interface Found {
@@ -230,7 +233,7 @@ function article(type: string): string {
 function unknownRule(path: readonly string[], written: unknown): string {
   const column = path.at(-1) !== 'conflict';
   if (written === 'owner') return 'is a key beside `conflict`: `owner: { column: home_region }`';
-  const [known, later] = column ? [columnRules, laterColumnRules] : [tableRules, laterRules];
+  const [known, later] = column ? [columnRules, laterColumnRules] : [TABLE_RULES, laterRules];
   const instead = known.length > 0 ? `; use ${known.map((rule) => `\`${rule}\``).join(', ')}` : '; leave it out';
   if (later.includes(String(written))) return `the rule \`${written}\` is not yet available${instead}`;
   const near = typeof written === 'string' ? nearest(written, [...known, ...later]) : undefined;
@@ -238,7 +241,6 @@ function unknownRule(path: readonly string[], written: unknown): string {
 }
 
 function unknownKey(path: readonly string[], key: string): string {
-  if (path[0] === 'tables' && laterTableKeys.includes(key)) return 'is not yet available; leave it out';
   const known = keysAt(path);
   const near = nearest(key, known);
   return `is not a known key; ${near ? `did you mean \`${near}\`?` : `known here: ${known.join(', ')}`}`;

@@ -5,6 +5,7 @@ import { type Column, STATE, tableLabel } from '../model/table.ts';
 import { ident, qualified } from '../quote.ts';
 import { mayReplicate } from './applier.ts';
 import { type FoundTable, findTables } from './catalog.ts';
+import { deciderFaults } from './decider.ts';
 import { type Details, findDetails } from './details.ts';
 import { ruleFault } from './rule-faults.ts';
 import { sequenceWarnings } from './sequences.ts';
@@ -88,6 +89,10 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
       const read = rule.owner && (await readOwnerType(open[index]!.client, table, rule.owner));
       if (!read || 'type' in read) continue;
       faults.push({ label, region: names[index]!, message: read.fault.message, cure: [read.fault.cure] });
+    }
+    const clients = open.map(({ client }) => client);
+    for (const { region, message, cure } of await deciderFaults(rule, tables, clients)) {
+      faults.push({ label, region: names[region]!, message, cure: [cure] });
     }
     const [first, ...others] = found as [Inspected, ...Inspected[]];
     for (const [index, other] of others.entries()) {

@@ -155,6 +155,27 @@ describe('owners', () => {
   });
 });
 
+describe('a function', () => {
+  const regions = good.slice(0, good.indexOf('defaults:'));
+
+  it('is the rule custom, until a more exact name says another one', () => {
+    const config = parse(
+      `${regions}tables:\n  public.*: { custom: shop.pick }\n  public.carts: { conflict: siblings }\n  public.stocks: { custom: shop.most }`,
+    );
+    expect(ruleFor(config, 'public', 'orders')).toEqual({ conflict: 'custom', columns: {}, custom: 'shop.pick' });
+    expect(ruleFor(config, 'public', 'stocks')).toMatchObject({ conflict: 'custom', custom: 'shop.most' });
+    expect(ruleFor(config, 'public', 'carts')).toEqual({ conflict: 'siblings', columns: {} });
+  });
+
+  it('is named with its schema; a module is not one', () => {
+    for (const name of ['pick', './resolvers/ticket.ts', 'a.b.c']) {
+      expect(faults(`${regions}tables:\n  public.stocks: { custom: ${name} }`)).toEqual([
+        expect.stringContaining('must be a SQL function: schema.function'),
+      ]);
+    }
+  });
+});
+
 describe('faults', () => {
   it('are reported all at once, each with its line and path', () => {
     const text = `cluster: Shop
@@ -165,7 +186,7 @@ regions:
 defualts: { conflict: lww }
 tables:
   orders: {}
-  public.carts: { conflict: custom }
+  public.carts: { conflict: strong }
   public.posts: { columns: { likes: text } }
   public.users: { conflict: lwww }
 clock: { max_offset: 500 }
@@ -184,7 +205,7 @@ conflicts: { alert: 10, max_size: 1 }
       '5 regions.virginia.url is missing',
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
-      '9 tables.public.carts.conflict the rule `custom` is not yet available; use `lww`, `fww`, `columns`, `siblings`',
+      '9 tables.public.carts.conflict the rule `strong` is not yet available; use `lww`, `fww`, `columns`, `siblings`, `custom`',
       '10 tables.public.posts.columns.likes the rule `text` is not yet available; use `counter`, `max`, `min`, `set`',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
