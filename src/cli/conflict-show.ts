@@ -16,7 +16,7 @@ export async function showConflict(open: readonly OpenRegion[], id: string, cont
   const at = await regionOf(open, 'coregent.conflict_record', id);
   const record = (await readRecord(at.client, at.region.name, id))!;
   const now = await readNow(at, record).catch((error) => ({
-    changed: (error as Error).message,
+    changed: { how: (error as Error).message },
     row: null,
     version: null,
     origin: null,
@@ -24,18 +24,18 @@ export async function showConflict(open: readonly OpenRegion[], id: string, cont
   }));
   const why = whyOf(record);
   if (context.json) {
-    const { row, version, origin, at: writtenAt, changed = null } = now as Omit<RowNow, 'table'>;
+    const { row, version, origin, at: writtenAt, changed } = now as Omit<RowNow, 'table'>;
     context.out(
       toJson({
         schema_version: 1,
         conflict: record,
         differs: differing(record),
         why,
-        now: { row, version, origin, written_at: writtenAt, changed },
+        now: { row, version, origin, written_at: writtenAt, changed: changed?.how ?? null },
       }),
     );
   } else {
-    context.out(text(record, now.changed, why, context.colour));
+    context.out(text(record, now.changed?.how, why, context.colour));
   }
   return EXIT.ok;
 }

@@ -62,8 +62,16 @@ export interface RowNow {
   readonly at: string | null;
   /** Whether it shows one of several versions that are kept side by side. */
   readonly several: boolean;
-  /** What the conflict left is not there any more: how, for people. */
-  readonly changed: string | undefined;
+  /** What the conflict left is not there any more. */
+  readonly changed: Change | undefined;
+}
+
+/** What came between a conflict and now. */
+interface Change {
+  /** For people. */
+  readonly how: string;
+  /** The columns whose values are others; undefined where the row came or went. */
+  readonly columns: readonly string[] | undefined;
 }
 
 /** The row of a conflict as it is now; locked when asked. Throws `refused` when its table is not replicated any more. */
@@ -98,13 +106,14 @@ async function changeSince(
   record: ConflictRecord,
   table: Table,
   now: Pick<RowNow, 'row' | 'version' | 'origin' | 'at'>,
-): Promise<string | undefined> {
+): Promise<Change | undefined> {
   const later = BigInt(record.local_version) > BigInt(record.incoming_version) ? 'local' : 'incoming';
   const left = winnerOf(record) ?? later;
   const row = rowOf(record, left, table);
   const by = `by ${now.origin ?? 'nobody known'}${now.at === null ? '' : ` at ${now.at}`}`;
-  if (row === null) return now.row === null ? undefined : `it was deleted, and is there again, written ${by}`;
-  if (now.row === null) return `it was deleted ${by}`;
+  const whole = (how: string): Change => ({ how, columns: undefined });
+  if (row === null) return now.row === null ? undefined : whole(`it was deleted, and is there again, written ${by}`);
+  if (now.row === null) return whole(`it was deleted ${by}`);
   if (now.version === record[`${left}_version`]) return undefined;
   const { rows } = await client.query(
     `select c.name, n.value as now from unnest($2::text[]) as c (name), lateral (select left(($3::jsonb -> c.name)::text, 60)) n (value)
@@ -113,7 +122,10 @@ async function changeSince(
   );
   // A version of its own with the same values: a row that was merged, or written again.
   if (rows.length === 0) return undefined;
-  return `it was written ${by}: ${rows.map((each) => `${each.name} is ${each.now}`).join(', ')}`;
+  return {
+    how: `it was written ${by}: ${rows.map((each) => `${each.name} is ${each.now}`).join(', ')}`,
+    columns: rows.map(({ name }) => name),
+  };
 }
 
 /** A side's row under the record's key. Of two rows that claim one unique value, only one has that key. */
@@ -160,8 +172,8 @@ export async function settle(at: OpenRegion, options: SettleOptions): Promise<Se
       );
     }
     const now = await readNow(at, record, { lock: true });
-    if (now.changed !== undefined && !options.force) {
-      throw new CoregentError('refused', `the row changed since the conflict: ${now.changed}`, {
+    if (concerns(now, options.choice) && !options.force) {
+      throw new CoregentError('refused', `the row changed since the conflict: ${now.changed!.how}`, {
         where: `${region.name}: ${record.table_name} ${JSON.stringify(record.key)}`,
         cure: 'Look at it with `coregent conflicts show`; --force writes it all the same.',
       });
@@ -186,6 +198,17 @@ export async function settle(at: OpenRegion, options: SettleOptions): Promise<Se
     await client.query('rollback').catch(() => {});
     throw error;
   }
+}
+
+/** Whether what changed since would be overwritten. */
+function concerns({ table, changed }: RowNow, choice: Choice): boolean {
+  if (!changed?.columns) return changed !== undefined;
+  const written = (name: string): boolean => {
+    if ('merge' in choice) return choice.merge.has(name);
+    if ('file' in choice) return Object.hasOwn(JSON.parse(choice.file), name);
+    return !Object.hasOwn(table.rule?.columns ?? {}, name);
+  };
+  return changed.columns.some(written);
 }
 
 /** Runs a write of one row; gives its version, null for a delete. Throws `refused`, with the server's reason, where the table does not take it. */
