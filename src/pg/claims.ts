@@ -1,4 +1,5 @@
 import type pg from 'pg';
+import { familyOf, LWW } from '../model/rule.ts';
 import { FIRST, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import type { Compiled } from '../resolve/compiled.ts';
@@ -106,6 +107,11 @@ export function meetings(
   const computed = generated.map(({ name, expression }) => `, (${expression}) as ${ident(name)}`).join('');
   const where = (predicate: string | null): string => (predicate === null ? '' : ` where (${predicate})`);
 
+  // Where a row is joined by halves, one that is older may still have something that is not here.
+  const stale =
+    familyOf(table.rule ?? LWW) === 'rows'
+      ? `\n      and not exists (select from ${target} t where ${sameKey(table, 't', 'g')} and ${v('t')} >= ${v('g')})`
+      : '';
   const ctes = indexes.map(({ predicate, parts }, nth) => {
     const values = parts.map(({ expression }, at) => `, ${expression} as _coregent_${at}`).join('');
     return `c${nth} as materialized (select _coregent_nth, ${keys}, ${ident(VERSION)}${values} from s${where(predicate)})`;
@@ -139,7 +145,7 @@ export function meetings(
     newest as (select distinct on (${keys}) * from given order by ${keys}, ${ident(VERSION)} desc),
     s as materialized (select g.*${computed} from newest g
       where not exists (select from ${tombs} x where ${sameKey(table, 'x', 'g')} and ${v('x')} >= ${v('g')})
-      and not exists (select from ${target} t where ${sameKey(table, 't', 'g')} and ${v('t')} >= ${v('g')})),
+${stale}),
     ${ctes.join(',\n')}
     ${found.join('\nunion ')}`;
 }

@@ -8,6 +8,7 @@ import { router } from '../../src/pg/route.ts';
 import type { Store } from '../../src/pg/store.ts';
 import { Decoder } from '../../src/pipe/decode.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
+import { until } from '../world/until.ts';
 import { type Applier, applyPatiently, installRegion, isRowFault, openApplier, type Rules, tryAll } from './region.ts';
 
 /**
@@ -28,8 +29,8 @@ export interface TestRegion {
   pull(from: TestRegion, rows?: number): Promise<Pulled>;
   /** Joins a table's rows and tombstones of another region, as `coregent apply` does. */
   join(from: TestRegion, table: string): Promise<void>;
-  /** Mends what regions broke together, with the others in reach but for those `away`. Returns whether anything was done. */
-  mend(all: readonly TestRegion[], away?: readonly TestRegion[]): Promise<boolean>;
+  /** Mends what regions broke together, with the others in reach but for those `away`. Returns whether anything was done; 'cut' where its connection was, after `cutAt` queries. */
+  mend(all: readonly TestRegion[], away?: readonly TestRegion[], cutAt?: number): Promise<boolean | 'cut'>;
   /** Recorded conflicts as `kind outcome`, oldest first. */
   conflicts(): Promise<string[]>;
 }
@@ -114,10 +115,11 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
       const target = applier.targets.get(`public.${table}`)!;
       await joinTable(from.applier.client, applier.store(), target, known && { known });
     },
-    async mend(all, away = []) {
+    async mend(all, away = [], cutAt = Number.POSITIVE_INFINITY) {
       const others = all.filter((each) => each !== region);
       const client = await openSession(region);
       await client.query(`set search_path = pg_catalog, pg_temp`);
+      const isCut = cutAfter(client, cutAt);
       try {
         const { conflicts, wrote, failed } = await mendRegion(client, {
           region: id,
@@ -143,6 +145,14 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
         }
         region.written = (await region.value('select pg_current_wal_insert_lsn()'))!;
         return wrote || conflicts.length > 0;
+      } catch (error) {
+        if (!isCut()) throw error;
+        const pid = (client as unknown as { processID: number }).processID;
+        // What it held is free only then.
+        const gone = async () =>
+          (await region.value(`select count(*) from pg_stat_activity where pid = ${pid}`)) === '0';
+        await until(gone, { what: 'the session that was cut off to end' });
+        return 'cut';
       } finally {
         await client[Symbol.asyncDispose]();
       }
@@ -153,6 +163,18 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
     },
   };
   return region;
+}
+
+/** Cuts the connection off instead of sending it one more query after so many; tells whether it did. */
+function cutAfter(client: pg.Client, queries: number): () => boolean {
+  let left = queries;
+  const send = client.query.bind(client) as (...query: unknown[]) => unknown;
+  const { stream } = (client as unknown as { connection: { stream: { destroy(): void } } }).connection;
+  client.query = ((...query: unknown[]) => {
+    if (left-- <= 0) stream.destroy();
+    return send(...query);
+  }) as typeof client.query;
+  return () => left < 0;
 }
 
 /** Applies what `from` wrote since the last time by a store of `to`. */
