@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { allJoined } from '../test/world/confirmed.ts';
+import { allSettled } from '../test/world/confirmed.ts';
 import { checkAnswers } from './checks/answers.ts';
 import { checkAvailable } from './checks/available.ts';
 import { checkEqual } from './checks/equal.ts';
@@ -42,6 +42,7 @@ export interface Results {
 /** After the storm agents connect again, catch up and confirm; these bound a hang, not the time, which the machine decides. In ms. */
 const STREAMING_MS = 60_000;
 const CONFIRMED_MS = 600_000;
+
 /** One run from beginning to end. `tell` is given lines for people. Never leaves a process or, unless something failed, a file behind. */
 export async function run(options: Options, tell: (line: string) => void): Promise<Results> {
   const began = performance.now();
@@ -62,12 +63,12 @@ export async function run(options: Options, tell: (line: string) => void): Promi
     let broken: string | undefined;
     try {
       for (const { keeper } of world.regions) await keeper.streaming(STREAMING_MS);
-      await allJoined(
+      await allSettled(
         world.regions.map(({ name, query }) => ({ region: name, query })),
         CONFIRMED_MS,
       );
       healedS = (performance.now() - healing) / 1000;
-      say(`everything is confirmed and joined everywhere, ${healedS.toFixed(1)} s after the storm`);
+      say(`everything is confirmed, joined and settled everywhere, ${healedS.toFixed(1)} s after the storm`);
     } catch (error) {
       broken = `the regions did not settle: ${(error as Error).message}`;
       say(broken);

@@ -51,3 +51,27 @@ export async function allJoined(regions: readonly Named[], deadlineMs: number): 
   // What was joined may have been a region's own rows, which travel on from there.
   await allConfirmed(regions, deadline - performance.now());
 }
+
+/** The same, and that nothing waits for its place any more: what gives way to unique and foreign keys is a write, which travels too. */
+export async function allSettled(regions: readonly Named[], deadlineMs: number): Promise<void> {
+  const deadline = performance.now() + deadlineMs;
+  const parked = async (): Promise<string[]> => {
+    const found = regions.map(async ({ region, query }) => {
+      const { rows } = await query(
+        `select operation || ' of ' || table_name || ': ' || reason as what from coregent.parked`,
+      );
+      return rows.map(({ what }) => `  ${region}: ${what}`);
+    });
+    return (await Promise.all(found)).flat();
+  };
+  for (;;) {
+    await allJoined(regions, deadline - performance.now());
+    if ((await parked()).length === 0) return;
+    await until(async () => (await parked()).length === 0, {
+      what: 'every parked row to find its place or to give way',
+      deadlineMs: deadline - performance.now(),
+    }).catch(async (cause: Error) => {
+      throw new Error([cause.message, ...(await parked())].join('\n'), { cause });
+    });
+  }
+}
