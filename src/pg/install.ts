@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf, LWW, parseRule, type Rule, ruleText } from '../model/rule.ts';
 import {
   deletesName,
   OURS,
@@ -119,6 +119,7 @@ export async function planRegion(
     if (row && unheeded(table, details.leaves).length > 0) {
       parts.push(`alter publication ${ident(PUBLICATION)} set (publish = 'insert, update')`);
     }
+    if (row) refuseOtherRule(parseRule(row.rule), parseRule(rule), { label: tableLabel(table), region: region.name });
     const stamp = stampHash(stamping);
     const whole =
       row?.rule === rule &&
@@ -136,6 +137,23 @@ export async function planRegion(
     ]);
   }
   return actions;
+}
+
+/**
+ * Rows that were written under one rule mean something else under another: a count that is nobody's share yet, versions of which
+ * only one could stay. Who owns a row is asked when it is written, and may change at any time. Throws `refused`.
+ */
+function refuseOtherRule(before: Rule, after: Rule, where: { readonly label: string; readonly region: string }): void {
+  const settling = ({ owner: _, ...rule }: Rule): string => ruleText(rule);
+  if (settling(before) === settling(after)) return;
+  throw new CoregentError(
+    'refused',
+    `${where.label} settles conflicts by ${settling(before)}, and its rows cannot be carried over to ${settling(after)}`,
+    {
+      where: where.region,
+      cure: 'Keep its rule; or, while nobody writes, run `coregent remove` and then `coregent apply` with the other one.',
+    },
+  );
 }
 
 /** By which region's writes of a table are refused here; undefined where nobody's are. Throws `refused` for a column that won't do. */
