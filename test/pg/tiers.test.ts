@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import type { Tier } from '../../src/model/api.ts';
 import { makeCluster } from '../world/cluster.ts';
 import { until } from '../world/until.ts';
 
@@ -67,35 +68,38 @@ test('tier C: a parent’s delete takes another region’s new child along, ever
   expect(await cluster.value('frankfurt', 'select name from children where id = 20')).toBe('again');
 });
 
-test('tier C: a parent that another region’s new child holds is written again, and its unique value is settled like any', async () => {
-  await using cluster = await makeCluster({ tables: FAMILY, tier: 'C', viaProxy: true, regions: 2 });
-  await cluster.install();
-  await cluster.query('tokyo', `insert into parents select i, i, 'x' from generate_series(1, 3) i`);
-  await cluster.startAgents();
-  await cluster.converged();
-  await cluster.cut('tokyo', 'frankfurt');
-  await cluster.query('tokyo', `delete from parents where id = 2; insert into parents values (10, 'same', 'y')`);
-  await cluster.query(
-    'frankfurt',
-    `insert into strict values (1, 2, 'z'); insert into parents values (9, 'same', 'z')`,
-  );
-  await cluster.heal();
-  for (const region of cluster.regions) {
-    await until(
-      async () =>
-        (await cluster.value(region, `select string_agg(id || email, ' ' order by id) from parents`)) ===
-          '11 22 33 9same' &&
-        (await cluster.value(region, "select string_agg(concat(id, parent), ' ') from strict")) === '12' &&
-        (await cluster.value(region, 'select count(*)::int from coregent.parked')) === 0,
-      { what: `the parent to be back in ${region}, and one row to have the value` },
+test.each<Tier>(['A', 'C'])(
+  'tier %s: a parent that another region’s new child holds is written again, and its unique value is settled like any',
+  async (tier) => {
+    await using cluster = await makeCluster({ tables: FAMILY, tier, viaProxy: true, regions: 2 });
+    await cluster.install();
+    await cluster.query('tokyo', `insert into parents select i, i, 'x' from generate_series(1, 3) i`);
+    await cluster.startAgents();
+    await cluster.converged();
+    await cluster.cut('tokyo', 'frankfurt');
+    await cluster.query('tokyo', `delete from parents where id = 2; insert into parents values (10, 'same', 'y')`);
+    await cluster.query(
+      'frankfurt',
+      `insert into strict values (1, 2, 'z'); insert into parents values (9, 'same', 'z')`,
     );
-  }
-  await cluster.converged();
-  const recorded = `select string_agg(concat_ws(' ', kind, rule, outcome, key ->> 'id'), ', ' order by kind) from coregent.conflicts`;
-  expect(await cluster.value('frankfurt', recorded)).toBe(
-    'delete_referenced no action keep 2, insert_exists unique keep 10',
-  );
-});
+    await cluster.heal();
+    for (const region of cluster.regions) {
+      await until(
+        async () =>
+          (await cluster.value(region, `select string_agg(id || email, ' ' order by id) from parents`)) ===
+            '11 22 33 9same' &&
+          (await cluster.value(region, "select string_agg(concat(id, parent), ' ') from strict")) === '12' &&
+          (await cluster.value(region, 'select count(*)::int from coregent.parked')) === 0,
+        { what: `the parent to be back in ${region}, and one row to have the value` },
+      );
+    }
+    await cluster.converged();
+    const recorded = `select string_agg(concat_ws(' ', kind, rule, outcome, key ->> 'id'), ', ' order by kind) from coregent.conflicts`;
+    expect(await cluster.value('frankfurt', recorded)).toBe(
+      'delete_referenced no action keep 2, insert_exists unique keep 10',
+    );
+  },
+);
 
 test('tier C: in one transaction children change parents, parents go, and unique values change hands', async () => {
   await using cluster = await makeCluster({ tables: FAMILY, tier: 'C', regions: 2 });
