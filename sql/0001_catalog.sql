@@ -132,10 +132,23 @@ language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$select timestamptz 'epoch' + ((version >> 7) / 1000000) * interval '1 second' + ((version >> 7) % 1000000) * interval '1 microsecond'$$;
 
--- What a state has seen: {"<region>": version}. Bodies are bound when they are made: nobody's search_path is asked.
+-- What a state has seen: {"<region>": version}. Nobody's search_path is asked: names are in full, or bound when the function is made.
 create function coregent.seen_join(a jsonb, b jsonb) returns jsonb
-language sql immutable parallel safe
-return a || coalesce((select jsonb_object_agg(e.key, e.value) from jsonb_each(b) as e where coalesce(e.value > a -> e.key, true)), '{}');
+language plpgsql immutable parallel safe
+as $$
+declare
+  region text;
+begin
+  if b is null or a operator(pg_catalog.=) b then
+    return a;
+  end if;
+  for region in select pg_catalog.jsonb_object_keys(b) loop
+    if coalesce(b operator(pg_catalog.->) region operator(pg_catalog.>) (a operator(pg_catalog.->) region), true) then
+      a := a operator(pg_catalog.||) pg_catalog.jsonb_build_object(region, b operator(pg_catalog.->) region);
+    end if;
+  end loop;
+  return a;
+end$$;
 
 create function coregent.seen_covers(seen jsonb, version bigint) returns boolean
 language sql immutable parallel safe
@@ -183,7 +196,7 @@ end;
 create function coregent.made_nothing(function text) returns boolean
 language plpgsql
 as $$begin raise exception '% made no row of these versions', function using errcode = '22004'; end$$;
--- Rows joined part by part; see src/resolve/registers.ts. Shares are {"<region>": [version, share]}: the greater version stays, as in a vector.
+-- Rows joined part by part; see src/resolve/registers.ts. What joins is called by sessions of ours only, whose search_path is pinned. Shares are {"<region>": [version, share]}: the greater version stays, as in a vector.
 create function coregent.counter_value(shares jsonb) returns numeric
 language sql immutable parallel safe
 return (select sum((e.value ->> 1)::numeric) from jsonb_each(shares) as e);
@@ -198,34 +211,67 @@ language sql immutable parallel safe
 return (select coalesce(array_agg(e.key order by e.value -> 0, e.key collate "C"), '{}') from jsonb_each(elements) as e);
 
 create function coregent.set_join(a jsonb, a_seen jsonb, b jsonb, b_seen jsonb) returns jsonb
-language sql immutable parallel safe
-return coalesce((select jsonb_object_agg(k.key, k.adds) from (
-  select q.key, jsonb_agg(q.add order by q.add) as adds from (
-    select e.key, d.value as add from jsonb_each(a) as e, jsonb_array_elements(e.value) as d
-    where b -> e.key @> d.value or not coregent.seen_covers(b_seen, (d.value)::bigint)
-    union
-    select e.key, d.value from jsonb_each(b) as e, jsonb_array_elements(e.value) as d
-    where a -> e.key @> d.value or not coregent.seen_covers(a_seen, (d.value)::bigint)
-  ) as q group by q.key) as k), '{}');
+language plpgsql immutable parallel safe
+as $$
+declare
+  element text;
+  adds jsonb;
+  joined jsonb := a;
+begin
+  -- What both have alike stays; of the rest, what the other side has or had not seen.
+  for element in select jsonb_object_keys(a || b) loop
+    continue when a -> element = b -> element;
+    select jsonb_agg(q.add order by q.add) into adds from (
+      select d as add from jsonb_array_elements(a -> element) d where b -> element @> d or not coregent.seen_covers(b_seen, d::bigint)
+      union
+      select d from jsonb_array_elements(b -> element) d where a -> element @> d or not coregent.seen_covers(a_seen, d::bigint)) q;
+    joined := case when adds is null then joined - element else joined || jsonb_build_object(element, adds) end;
+  end loop;
+  return joined;
+end$$;
 
 -- The join of two rows' states, each written out: the later life, or of one life each part by itself.
 create function coregent.state_join(a jsonb, b jsonb) returns jsonb
-language sql immutable parallel safe
-return case
-  when a -> 'l' < b -> 'l' then b
-  when a -> 'l' > b -> 'l' then a
-  else jsonb_build_object(
-      'l', a -> 'l',
-      'b', greatest(a -> 'b', b -> 'b'),
-      'r', coalesce((select jsonb_object_agg(e.key, e.value) from jsonb_each(coregent.seen_join(a -> 'r', b -> 'r')) as e
-        where e.value > greatest(a -> 'b', b -> 'b')), '{}'),
-      'seen', coregent.seen_join(a -> 'seen', b -> 'seen'))
-    || case when a ? 'h' or b ? 'h' then jsonb_build_object('h', greatest(a -> 'h', b -> 'h')) else '{}' end
-    || case when a ? 'n' then jsonb_build_object('n', (select jsonb_object_agg(e.key, coregent.seen_join(e.value, b -> 'n' -> e.key))
-        from jsonb_each(a -> 'n') as e)) else '{}' end
-    || case when a ? 's' then jsonb_build_object('s', (select jsonb_object_agg(e.key, coregent.set_join(e.value, a -> 'seen', b -> 's' -> e.key, b -> 'seen'))
-        from jsonb_each(a -> 's') as e)) else '{}' end
-  end;
+language plpgsql immutable parallel safe
+as $$
+declare
+  base jsonb := greatest(a -> 'b', b -> 'b');
+  registers jsonb;
+  name text;
+  part jsonb;
+  joined jsonb;
+begin
+  if a -> 'l' <> b -> 'l' then
+    return case when a -> 'l' < b -> 'l' then b else a end;
+  end if;
+  registers := coregent.seen_join(a -> 'r', b -> 'r');
+  if a -> 'b' <> b -> 'b' then
+    for name in select jsonb_object_keys(registers) loop
+      if registers -> name <= base then
+        registers := registers - name;
+      end if;
+    end loop;
+  end if;
+  joined := a || jsonb_build_object('b', base, 'r', registers, 'seen', coregent.seen_join(a -> 'seen', b -> 'seen'));
+  if b ? 'h' then
+    joined := joined || jsonb_build_object('h', greatest(a -> 'h', b -> 'h'));
+  end if;
+  if a ? 'n' then
+    part := a -> 'n';
+    for name in select jsonb_object_keys(part) loop
+      part := part || jsonb_build_object(name, coregent.seen_join(part -> name, b -> 'n' -> name));
+    end loop;
+    joined := joined || jsonb_build_object('n', part);
+  end if;
+  if a ? 's' then
+    part := a -> 's';
+    for name in select jsonb_object_keys(part) loop
+      part := part || jsonb_build_object(name, coregent.set_join(part -> name, a -> 'seen', b -> 's' -> name, b -> 'seen'));
+    end loop;
+    joined := joined || jsonb_build_object('s', part);
+  end if;
+  return joined;
+end$$;
 
 create view coregent.conflicts as
 select

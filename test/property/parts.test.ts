@@ -132,6 +132,21 @@ describe('plain SQL stays plain', () => {
   });
 });
 
+describe('a region’s share', () => {
+  it('is the later one, or of one version the greater, though one array may contain the other', async () => {
+    const join = (a: string, b: string) =>
+      tokyo.value(`select coregent.seen_join('{"1": ${a}}', '{"1": ${b}}') -> '1'`);
+    for (const [a, b, joined] of [
+      ['[0, -1]', '[0, 0]', '[0, 0]'],
+      ['[5, 7]', '[7, 5]', '[7, 5]'],
+      ['[9, -1]', '[7, 5]', '[9, -1]'],
+    ] as const) {
+      expect(await join(a, b)).toBe(joined);
+      expect(await join(b, a)).toBe(joined);
+    }
+  });
+});
+
 describe('columns', () => {
   it('T4: edits of different columns survive, of one column the later does and the other is told', async () => {
     await tokyo.sql(`insert into sheets (id, a, lo, hi, big) values (1, 'first', 1, 5, repeat('t', 4000))`);

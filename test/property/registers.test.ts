@@ -15,7 +15,7 @@ import {
 } from './registers.ts';
 
 /** Cases of each property and table; thousands find what tens do not. */
-const RUNS = Number(process.env.COREGENT_RUNS ?? 12);
+const RUNS = Number(process.env.COREGENT_RUNS ?? 8);
 const TIMEOUT_MS = Math.max(240_000, RUNS * 8_000);
 
 let bench: Bench;
