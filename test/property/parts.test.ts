@@ -135,7 +135,7 @@ describe('plain SQL stays plain', () => {
 describe('a region’s share', () => {
   it('is the later one, or of one version the greater, though one array may contain the other', async () => {
     const join = (a: string, b: string) =>
-      tokyo.value(`select coregent.seen_join('{"1": ${a}}', '{"1": ${b}}') -> '1'`);
+      tokyo.value(`select coregent.seen_join('{"1": ${a}}', '{"1": ${b}}') ->> '1'`);
     for (const [a, b, joined] of [
       ['[0, -1]', '[0, 0]', '[0, 0]'],
       ['[5, 7]', '[7, 5]', '[7, 5]'],
