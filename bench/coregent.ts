@@ -8,14 +8,12 @@ import { DATABASE } from './server.ts';
 import { eastUrl, Pair, type Side } from './side.ts';
 
 const SLOT = 'coregent_bench_1_2';
-const CONFIG = `
-cluster: bench
-regions:
-  east: { id: 1, url: "\${EAST_URL}" }
-  west: { id: 2, url: "\${WEST_URL}" }
-tables:
-  public.*: {}
-`;
+const config = (tables: Readonly<Record<string, object>>): string =>
+  JSON.stringify({
+    cluster: 'bench',
+    regions: { east: { id: 1, url: '${EAST_URL}' }, west: { id: 2, url: '${WEST_URL}' } },
+    tables: { 'public.*': {}, ...tables },
+  });
 
 /** Coregent between two regions, of which only the west's agent runs: rows flow from east to west. */
 export class CoregentSide implements Side {
@@ -37,11 +35,12 @@ export class CoregentSide implements Side {
   static async start(flags: readonly string[]): Promise<CoregentSide> {
     const folder = await mkdtemp(join(tmpdir(), 'coregent-bench-'));
     process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-    await writeFile(join(folder, 'coregent.yaml'), CONFIG);
     return new CoregentSide(await Pair.start('coregent'), folder, flags);
   }
 
-  async prepare(schema: readonly string[]): Promise<void> {
+  /** With `tables`, as `coregent.yaml` has them: by rules of their own. */
+  async prepare(schema: readonly string[], tables: Readonly<Record<string, object>> = {}): Promise<void> {
+    await writeFile(this.#setting.config, config(tables));
     await this.pair.recreate(schema);
     await runCli(this.#setting, 'apply');
   }

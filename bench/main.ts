@@ -9,6 +9,7 @@ import { measureIdle } from './memory.ts';
 import { NativeSide } from './native.ts';
 import { type Options, type Part, readOptions, USAGE } from './options.ts';
 import { type Progress, type Results, report } from './report.ts';
+import { measureRules } from './rules.ts';
 import { open } from './server.ts';
 import type { Side } from './side.ts';
 import { measureWriter } from './writer.ts';
@@ -61,6 +62,7 @@ async function measure(sides: readonly Side[], options: Options, progress: Progr
     ...(wants('lag') ? { lag: await measureLag(sides, options, progress) } : {}),
     ...(wants('writer') ? { writer: await measureWriter(sides, options, progress) } : {}),
     ...(wants('memory') ? { idle: await measureIdle(sides, options, progress) } : {}),
+    ...(wants('rules') ? { rules: await measureRules(sides[0] as CoregentSide, options, progress) } : {}),
     ...(wants('heal') ? { heal: await measureHeal(sides, options, progress) } : {}),
   };
 }

@@ -1,7 +1,7 @@
 import { parseArgs } from 'node:util';
 
 /** The parts that `--only` chooses from, in the order in which they run. */
-export const PARTS = ['catchup', 'lag', 'writer', 'memory', 'heal'] as const;
+export const PARTS = ['catchup', 'lag', 'writer', 'memory', 'heal', 'rules'] as const;
 export type Part = (typeof PARTS)[number];
 
 /** What the command line asks for, defaults filled in. */

@@ -5,6 +5,7 @@ import type { Lag } from './lag.ts';
 import type { Machine } from './machine.ts';
 import type { Idle } from './memory.ts';
 import type { Options } from './options.ts';
+import type { RuleRun } from './rules.ts';
 import type { SideName } from './side.ts';
 import { type Spread, spread } from './statistics.ts';
 import type { Setup, WriterPrice } from './writer.ts';
@@ -23,6 +24,7 @@ export interface Results {
   readonly writer?: WriterPrice;
   readonly idle?: readonly Idle[];
   readonly heal?: readonly Heal[];
+  readonly rules?: readonly RuleRun[];
 }
 
 /** The results as tables for people. */
@@ -37,6 +39,7 @@ export function report(results: Results): string {
     ...(results.writer ? writerTables(results.writer) : []),
     ...(results.idle ? [idleTable(results.idle)] : []),
     ...(results.heal ? [healTable(results.heal)] : []),
+    ...(results.rules ? [rulesTable(results.rules)] : []),
   ].join('\n\n');
 }
 
@@ -167,6 +170,27 @@ function healTable(runs: readonly Heal[]): string {
   ]);
   const title = `link cut for ${runs[0]!.seconds} s`;
   return table(right(title, 'first row after ms', 'caught up after ms', 'rows behind', 'rows/s'), rows);
+}
+
+/** Each rule against plain `lww` where nothing meets, and the writer against the writer under `lww`. */
+function rulesTable(runs: readonly RuleRun[]): string {
+  const of = (rule: string, load: RuleRun['load']): RuleRun[] =>
+    runs.filter((run) => run.rule === rule && run.load === load);
+  const rate = ({ perSecond }: RuleRun): number => perSecond;
+  const against = (rule: string, load: RuleRun['load'], plain: RuleRun['load']): string => {
+    const mine = of(rule, load);
+    return mine.length === 0 ? '' : show(ratios(mine, of('lww', plain), rate), twoDigits);
+  };
+  const rows = [...new Set(runs.map(({ rule }) => rule))].map((rule) => [
+    rule,
+    show(spread(of(rule, 'update').map(rate)), thousands),
+    against(rule, 'update', 'update'),
+    show(spread(of(rule, 'conflict').map(rate)), thousands),
+    against(rule, 'conflict', 'update'),
+    against(rule, 'pgbench', 'pgbench'),
+  ]);
+  const titles = ['updates/s', 'of lww', 'all in conflict/s', 'of lww without', 'pgbench, of lww'] as const;
+  return table(right('rule', ...titles), rows);
 }
 
 /** The ratio of each round's pair. */

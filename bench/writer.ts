@@ -45,7 +45,7 @@ const CLIENTS = 4;
 const ACCOUNTS = 100_000;
 
 /** pgbench's tables at scale 1. Its history has no primary key of its own, which replicated tables need. */
-const PGBENCH = [
+export const PGBENCH = [
   'create table pgbench_branches (bid int primary key, bbalance int, filler char(88))',
   'create table pgbench_tellers (tid int primary key, bid int, tbalance int, filler char(84))',
   'create table pgbench_accounts (aid int primary key, bid int, abalance int, filler char(84))',
@@ -114,7 +114,8 @@ async function preparePlain(server: Server, schema: readonly string[]): Promise<
   await client.end();
 }
 
-async function runPgbench(server: Server, seconds: number): Promise<Omit<Throughput, 'setup' | 'round'>> {
+/** Runs pgbench's simple-update script against a server. */
+export async function runPgbench(server: Server, seconds: number): Promise<Omit<Throughput, 'setup' | 'round'>> {
   const url = new URL(server.url(DATABASE));
   const client = await open(server);
   await client.query('checkpoint');
