@@ -14,16 +14,13 @@ export interface Outcome {
   readonly shown: ReadonlyMap<string, ReadonlyMap<string, Shown>>;
   /** Table and version of every row in any conflict record, as `table version`. */
   readonly recorded: ReadonlySet<string>;
-  /** By region: table and version of every parked row. */
-  readonly parked: ReadonlyMap<string, ReadonlySet<string>>;
   readonly conflicts: number;
 }
 
-/** Reads rows of register tables, conflict records and parked rows of all regions. */
+/** Reads rows of register tables and conflict records of all regions. */
 export async function readOutcome(regions: readonly Asked[], tables: readonly RegisterTable[]): Promise<Outcome> {
   const shown = new Map<string, Map<string, Shown>>();
   const recorded = new Set<string>();
-  const parked = new Map<string, Set<string>>();
   let conflicts = 0;
   for (const { name, query } of regions) {
     const rows = new Map<string, Shown>();
@@ -44,10 +41,8 @@ export async function readOutcome(regions: readonly Asked[], tables: readonly Re
       const table = table_name.replace(/^public\./, '');
       recorded.add(`${table} ${l}`).add(`${table} ${i}`);
     }
-    const waiting = await query('select table_name, version from coregent.parked');
-    parked.set(name, new Set(waiting.rows.map((row) => `${row.table_name.replace(/^public\./, '')} ${row.version}`)));
   }
-  return { shown, recorded, parked, conflicts };
+  return { shown, recorded, conflicts };
 }
 
 /**
@@ -175,8 +170,6 @@ export function checkLost(
         // A delete that meets a delete has had its way; one whose tombstone is forgotten was known to all.
         if (write.version < lastDelete || !options.tombstonesStay) continue;
       }
-      // Parked rows are kept whole where they are.
-      if ([...outcome.parked.values()].some((rows) => rows.has(`${write.table} ${write.version}`))) continue;
       lost++;
       if (!outcome.recorded.has(`${write.table} ${write.version}`)) {
         const what = write.image === null ? 'a delete' : 'a write';
