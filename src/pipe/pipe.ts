@@ -104,8 +104,11 @@ export class Pipe<R extends Applied> {
   /** Resolves when {@link decoded} is called, or after so many ms. */
   #woken(withinMs: number | undefined): Promise<void> {
     return new Promise((resolve) => {
-      this.#wake = resolve;
-      if (withinMs !== undefined) setTimeout(() => this.decoded(), withinMs).unref();
+      const timer = withinMs === undefined ? undefined : setTimeout(() => this.decoded(), withinMs).unref();
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
     });
   }
 }
