@@ -3,6 +3,7 @@ import { type Table, tableLabel } from '../model/table.ts';
 import type { Group, TableBatch } from '../pipe/batch.ts';
 import { ident } from '../quote.ts';
 import { isReplica } from './applier.ts';
+import type { Orphans } from './orphans.ts';
 import { inOrder } from './steps.ts';
 import type { Target } from './target.ts';
 
@@ -117,19 +118,26 @@ export interface Arranged {
 /**
  * A batch's groups in the order in which they are applied: table by table, deletes first. Where foreign keys fire, children that go
  * go first, then parents come before their children, and parents that go are the last: what their deletes still find is this region's own.
- * Where they don't fire, and parents go, so do their children before them.
+ * Where they don't fire, and parents go, so do their children before them; ahead of that, children change that may refer to another
+ * parent now, or to none.
  */
 export function arrange(
   tables: Iterable<TableBatch>,
   foreign: ForeignKeys | undefined,
-  orphans?: { depth(oid: number): number; anyIn(tables: Iterable<TableBatch>): boolean },
+  orphans?: Pick<Orphans, 'anyIn' | 'depth' | 'children'>,
 ): Arranged[] {
   const batches = [...tables];
   const all = batches.flatMap((table) => inOrder(table.groups).map((group) => ({ table, group })));
   if (!foreign) {
     if (!orphans?.anyIn(batches)) return all;
-    const place = ({ table, group }: Arranged): number =>
-      group.kind === 'tombstone' ? orphans.depth(table.staging.table.oid) : 1e6;
+    const children = new Set(
+      all.flatMap(({ table, group }) => (group.kind === 'tombstone' ? orphans.children(table.staging.table.oid) : [])),
+    );
+    const place = ({ table, group }: Arranged): number => {
+      const { oid } = table.staging.table;
+      if (group.kind === 'tombstone') return orphans.depth(oid);
+      return group.kind === 'update' && children.has(oid) ? -1 : 1e6;
+    };
     return all.sort((a, b) => place(a) - place(b));
   }
   const place = ({ table, group }: Arranged): number => {

@@ -36,6 +36,11 @@ export class Orphans {
     return this.#keys.has(oid);
   }
 
+  /** The tables whose rows may refer to this one's. */
+  children(oid: number): number[] {
+    return this.#keys.get(oid)?.map(({ child }) => child.oid) ?? [];
+  }
+
   /** Whether the batch deletes rows that others may refer to. */
   anyIn(tables: Iterable<TableBatch>): boolean {
     for (const { staging, groups } of tables) {
@@ -47,7 +52,7 @@ export class Orphans {
   /** How far below others the table stands: deletes of children go ahead of those of their parents. */
   depth(oid: number, seen: ReadonlySet<number> = new Set()): number {
     if (seen.has(oid)) return 0;
-    const below = (this.#keys.get(oid) ?? []).map(({ child }) => this.depth(child.oid, new Set([...seen, oid])) + 1);
+    const below = this.children(oid).map((child) => this.depth(child, new Set([...seen, oid])) + 1);
     return Math.max(0, ...below);
   }
 

@@ -127,7 +127,7 @@ test('J1: a role without rights on our schema, and with a path of namesakes, tem
     await app.query(`create domain pg_temp.${name} as pg_catalog.bool check (false)`);
   }
   for (const name of OWN) await app.query(`create temporary table ${tombstoneName(named(name))} ()`);
-  await expect(app.query('select from coregent.tables')).rejects.toMatchObject({ code: '42501' });
+  await expect(app.query('select from coregent.parked')).rejects.toMatchObject({ code: '42501' });
   await app.query(`set search_path = pg_temp, ${evil}, public, pg_catalog`);
   await expect(app.query('select now()')).rejects.toThrow('shadow of now');
 
