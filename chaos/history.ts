@@ -48,6 +48,31 @@ export interface VersionWrite {
   verdict: Verdict;
 }
 
+/** One write of a column whose values nobody else writes, or a delete of its row. */
+export interface ValueWrite {
+  readonly table: string;
+  readonly id: number;
+  readonly region: string;
+  /** Null: a delete. */
+  readonly value: string | null;
+  /** What the row showed to its writer; null: there was none. */
+  readonly saw: string | null;
+  verdict: Verdict;
+}
+
+/** A row that refers to another one; its own region alone writes it. */
+export interface Child {
+  readonly table: string;
+  readonly id: number;
+  readonly region: string;
+  inserted: Verdict;
+  deleted: 'no' | Verdict;
+  /** To whom it referred, in this order, and what stood in its note then. */
+  readonly states: { readonly parent: number; readonly note: string; verdict: Verdict }[];
+  /** Whether a delete of its parent, in some region, is known to have taken it along there. */
+  taken: boolean;
+}
+
 /** What was done to a post that is never deleted. */
 export interface Post {
   readonly likes: { sum: number; readonly unknown: number[] };
@@ -69,7 +94,14 @@ export class History {
   /** Increments of counters that one region owns. */
   readonly counters = new Map<number, { ok: number; unknown: number }>();
   readonly ids: IdRange[] = [];
+  /** Tags of sets of rows that one region rewrites together, in their order. */
+  readonly tags = new Map<number, { readonly tag: string; verdict: Verdict | 'no' }[]>();
   readonly versions: VersionWrite[] = [];
+  readonly values: ValueWrite[] = [];
+  /** By table and id. */
+  readonly children = new Map<string, Child>();
+  /** Writes of rows that another region owns, which were refused, and rows that were given away. */
+  readonly owned = { refused: 0, moved: 0 };
   readonly posts = new Map<number, Post>();
   /** Edits by profile and column: `7 c0`. */
   readonly profiles = new Map<string, { ok: number; unknown: number }>();

@@ -5,10 +5,13 @@ import { allSettled } from '../test/world/confirmed.ts';
 import { checkAnswers } from './checks/answers.ts';
 import { checkAvailable } from './checks/available.ts';
 import { checkEqual } from './checks/equal.ts';
+import { checkForeign } from './checks/foreign.ts';
 import { checkOnce, checkWhole } from './checks/once.ts';
+import { checkOwned } from './checks/owned.ts';
 import { checkDisk, checkQuiet } from './checks/quiet.ts';
 import { checkLost, checkRecords, checkWholeRows, readOutcome, settled } from './checks/registers.ts';
 import { checkParts, checkVersions } from './checks/rules.ts';
+import { checkValues } from './checks/values.ts';
 import { passed, type Verdict } from './checks/verdict.ts';
 import { type Happened, startStorm } from './faults/storm.ts';
 import { History } from './history.ts';
@@ -143,6 +146,9 @@ async function check(
     await checkWhole(regions, history, seen),
     await checkVersions(regions, history),
     await checkParts(regions, history),
+    await checkValues(regions, history),
+    await checkOwned(regions, writes, history),
+    await checkForeign(regions, history),
     await checkRecords(regions),
     checkAvailable({ regions: regions.map(({ name }) => name), history, beats, happened }),
     checkAnswers({
@@ -162,6 +168,8 @@ async function keepEvidence(world: World, history: History, results: Results): P
   await writeFile(join(world.folder, 'results.json'), JSON.stringify(results, null, 2));
   await writeFile(join(world.folder, 'writes.json'), JSON.stringify([...history.writes], plain));
   await writeFile(join(world.folder, 'versions.json'), JSON.stringify(history.versions, plain));
+  const { values, children } = history;
+  await writeFile(join(world.folder, 'values.json'), JSON.stringify({ values, children: [...children] }));
 }
 
 function countBy(names: readonly string[]): Record<string, number> {

@@ -20,6 +20,9 @@ export const DOCUMENTS: RegisterTable = {
 };
 export const SCRATCH: RegisterTable = { name: 'scratch', key: ['id'], columns: ['id', 'value'] };
 export const ACCOUNTS: RegisterTable = { name: 'accounts', key: ['id'], columns: ['id', 'email', 'note'] };
+export const HANDLES: RegisterTable = { name: 'handles', key: ['id'], columns: ['id', 'name', 'seat', 'note'] };
+export const TEAMS: RegisterTable = { name: 'teams', key: ['id'], columns: ['id', 'note'] };
+export const LEDGER: RegisterTable = { name: 'ledger', key: ['id'], columns: ['id', 'home', 'n'] };
 export const EVENTS: RegisterTable = { name: 'events', key: ['day', 'id'], columns: ['day', 'id', 'value'] };
 export const WIDE: RegisterTable = {
   name: 'wide',
@@ -65,10 +68,40 @@ export const RULES = {
   'public.claims': { conflict: 'fww' },
   'public.posts': { columns: { likes: 'counter', peak: 'max', tags: 'set' } },
   'public.profiles': { conflict: 'columns' },
+  'public.badges': { conflict: 'columns' },
+  'public.tickets': { custom: 'public.settle_ticket' },
+  'public.ledger': { owner: { column: 'home' } },
 };
 
-/** Of these the tables that keep versions side by side, and which one each shows. */
-export const VERSIONED = { drafts: 'last', claims: 'first' } as const;
+/** Of these the tables that keep versions side by side, and which one each shows, or all of them, joined by a function. */
+export const VERSIONED = { drafts: 'last', claims: 'first', tickets: 'all' } as const;
+
+/** Columns of tables joined part by part, into which everyone writes values that nobody else writes. */
+export const VALUES = { posts: 'title', profiles: 'nick', badges: 'note' } as const;
+
+/** Tables that refer to others, and what they do when the row goes that they refer to. A row of theirs is written by one region only. */
+export const CHILDREN = {
+  players: { parent: TEAMS, onDelete: 'cascade' },
+  coaches: { parent: TEAMS, onDelete: 'set null' },
+  fees: { parent: TEAMS, onDelete: 'restrict' },
+  logins: { parent: ACCOUNTS, onDelete: 'cascade' },
+} as const;
+export type ChildTable = keyof typeof CHILDREN;
+
+/** By which law every table answers for each write that was acknowledged: it is there, was replaced knowingly, or is on record. */
+export const ANSWERS_BY: Readonly<Record<string, string>> = {
+  ...named(['entries', 'bulk', 'parents', 'children'], 'INV-A'),
+  ...named(['counters', 'ids', 'pairs'], 'INV-X'),
+  ...named(['contested', 'hits', 'documents', 'scratch', 'wide', 'events', 'accounts', 'handles', 'teams'], 'INV-L'),
+  ...named(Object.keys(VERSIONED), 'INV-S'),
+  ...named(Object.keys(VALUES), 'INV-E'),
+  ...named(Object.keys(CHILDREN), 'INV-F'),
+  ...named(['ledger'], 'INV-O'),
+};
+
+function named(tables: readonly string[], law: string): Record<string, string> {
+  return Object.fromEntries(tables.map((table) => [table, law]));
+}
 
 /** The tables of a run. */
 export interface Tables {
@@ -98,9 +131,33 @@ const BASE = `
   create table claims (id int primary key, value text not null);
   create table posts (id int primary key, title text not null default '', likes bigint not null default 0, peak int not null default 0,
     tags text[] not null default '{}');
-  create table profiles (id int primary key, c0 int not null default 0, c1 int not null default 0, c2 int not null default 0);
-  -- Two regions may take one e-mail under two keys.
+  create table profiles (id int primary key, c0 int not null default 0, c1 int not null default 0, c2 int not null default 0,
+    nick text not null default '');
+  create table tickets (id int primary key, value text not null);
+  create function settle_ticket(versions tickets[]) returns tickets language plpgsql immutable set search_path = public as $$
+  declare
+    one tickets := versions[array_upper(versions, 1)];
+  begin
+    one.value := (select string_agg(v.value, ' + ' order by v.ordinality) from unnest(versions) with ordinality v);
+    return one;
+  end $$;
+  -- Each row has one owner, who may give it away; nothing is lost between the rows.
+  create table ledger (id int primary key, home text not null, n bigint not null check (n >= 0));
+  -- Two regions may take one value under two keys.
   create table accounts (id int primary key, email text not null unique, note text);
+  create table handles (id int primary key, name text not null unique, seat int not null, note text,
+    constraint handles_seat unique (seat) deferrable);
+  create table badges (id int primary key, code text not null unique, note text not null);
+  -- Whose parents other regions delete.
+  create table teams (id int primary key, note text);
+  create table players (id bigint primary key, parent_id int not null references teams on delete cascade, note text not null);
+  create table coaches (id bigint primary key, parent_id int references teams on delete set null, note text not null);
+  create table fees (id bigint primary key, parent_id int not null references teams on delete restrict, note text not null);
+  create table logins (id bigint primary key, parent_id int not null references accounts on delete cascade, note text not null);
+  create index on players (parent_id);
+  create index on coaches (parent_id);
+  create index on fees (parent_id);
+  create index on logins (parent_id);
   create type mood as enum ('low', 'so so', 'high');
   create table wide (
     code text not null, part int not null, small smallint, big bigint, num numeric, single real, dbl double precision, flag boolean,
@@ -118,7 +175,7 @@ const EXTRA: Readonly<Record<Extra, string>> = {
 
 /** The tables of a run with these extras. */
 export function tablesWith(extras: readonly Extra[]): Tables {
-  const registers = [CONTESTED, HITS, DOCUMENTS, SCRATCH, ACCOUNTS, WIDE];
+  const registers = [CONTESTED, HITS, DOCUMENTS, SCRATCH, ACCOUNTS, HANDLES, TEAMS, LEDGER, WIDE];
   if (extras.includes('partitions')) registers.push(EVENTS);
   return { sql: [BASE, ...extras.map((extra) => EXTRA[extra])].join('\n'), registers };
 }

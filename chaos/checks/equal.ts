@@ -1,5 +1,5 @@
 import { tombstonesOf } from '../load/register.ts';
-import { type RegisterTable, VERSIONED } from '../tables.ts';
+import { ANSWERS_BY, type RegisterTable, VERSIONED } from '../tables.ts';
 import type { Asked, Verdict } from './verdict.ts';
 
 /** Differences that are told of each table. */
@@ -56,8 +56,9 @@ async function tombstonesIn({ query }: Asked, table: RegisterTable | { name: str
  */
 export async function checkEqual(
   regions: readonly Asked[],
-  options: { readonly tombstonesStay: boolean },
+  options: { readonly tombstonesStay: boolean; readonly answersBy?: typeof ANSWERS_BY },
 ): Promise<Verdict> {
+  const { tombstonesStay, answersBy = ANSWERS_BY } = options;
   const violations: string[] = [];
   let rows = 0;
   let tombstones = 0;
@@ -65,12 +66,13 @@ export async function checkEqual(
   for (const table of tables) {
     const digests = await Promise.all(regions.map((region) => digestOf(region, table.name)));
     rows += digests[0]!.rows;
+    if (!(table.name in answersBy)) violations.push(`${table.name}: no law answers for what is written to it`);
     if (digests.some(({ digest }) => digest !== digests[0]!.digest)) {
       violations.push(...(await differences(regions, table.name)));
     }
     const buried = await Promise.all(regions.map((region) => tombstonesIn(region, table)));
     tombstones += buried.reduce((sum, { size }) => sum + size, 0);
-    violations.push(...tombstonesDiffer(regions, table.name, buried, options.tombstonesStay));
+    violations.push(...tombstonesDiffer(regions, table.name, buried, tombstonesStay));
     // Of several versions one may be older than a delete that had not seen it.
     if (!(table.name in VERSIONED)) violations.push(...(await rowsThatShouldBeGone(regions, table, buried)));
   }

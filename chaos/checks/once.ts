@@ -2,8 +2,8 @@ import type { Group, History } from '../history.ts';
 import { tornIn } from '../watch.ts';
 import type { Asked, Verdict } from './verdict.ts';
 
-/** INV-X: counters show each increment once, ids that were acknowledged are there, and nobody else's. */
-export async function checkOnce(regions: readonly Asked[], { counters, ids }: History): Promise<Verdict> {
+/** INV-X: counters show each increment once, ids that were acknowledged are there, and nobody else's; a set has its last tag. */
+export async function checkOnce(regions: readonly Asked[], { counters, ids, tags }: History): Promise<Verdict> {
   const violations: string[] = [];
   for (const { name, query } of regions) {
     const { rows } = await query('select id, n::int from counters');
@@ -26,6 +26,15 @@ export async function checkOnce(regions: readonly Asked[], { counters, ids }: Hi
         );
       }
     }
+    const pairs = await query('select set_id, min(tag) as tag from pairs group by 1');
+    const tagged = new Map(pairs.rows.map((row) => [row.set_id as number, row.tag as string]));
+    for (const [set, written] of tags) {
+      const last = written.findLastIndex(({ verdict }) => verdict === 'ok');
+      const due = written.slice(Math.max(last, 0)).filter(({ verdict }) => verdict !== 'no');
+      if (last >= 0 && !due.some(({ tag }) => tag === tagged.get(set))) {
+        violations.push(`${name}: set ${set} has the tag ${tagged.get(set)}, not its last one, ${due[0]!.tag}`);
+      }
+    }
     if (left.size > 0) violations.push(`${name}: nobody inserted ${left.size} ids, such as ${[...left.keys()][0]}`);
   }
   const increments = [...counters.values()].reduce((sum, { ok }) => sum + ok, 0);
@@ -33,7 +42,7 @@ export async function checkOnce(regions: readonly Asked[], { counters, ids }: Hi
   return {
     name: 'INV-X',
     law: 'every acknowledged write counts once, one that was rolled back never',
-    cases: { increments, 'id ranges': counted('ok'), 'rolled back': counted('no') },
+    cases: { increments, sets: tags.size, 'id ranges': counted('ok'), 'rolled back': counted('no') },
     violations,
   };
 }

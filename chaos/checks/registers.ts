@@ -1,5 +1,5 @@
 import { nameOf, type Write } from '../history.ts';
-import { ACCOUNTS, imageSql, keySql, type RegisterTable } from '../tables.ts';
+import { ACCOUNTS, HANDLES, imageSql, keySql, type RegisterTable, TEAMS } from '../tables.ts';
 import type { Asked, Verdict } from './verdict.ts';
 
 /** A row as a region shows it. */
@@ -14,6 +14,8 @@ export interface Outcome {
   readonly shown: ReadonlyMap<string, ReadonlyMap<string, Shown>>;
   /** Table and version of every row in any conflict record, as `table version`. */
   readonly recorded: ReadonlySet<string>;
+  /** Rows that were written again because others refer to them, as `table key`. */
+  readonly revived: ReadonlySet<string>;
   readonly conflicts: number;
 }
 
@@ -21,6 +23,7 @@ export interface Outcome {
 export async function readOutcome(regions: readonly Asked[], tables: readonly RegisterTable[]): Promise<Outcome> {
   const shown = new Map<string, Map<string, Shown>>();
   const recorded = new Set<string>();
+  const revived = new Set<string>();
   let conflicts = 0;
   for (const { name, query } of regions) {
     const rows = new Map<string, Shown>();
@@ -34,15 +37,17 @@ export async function readOutcome(regions: readonly Asked[], tables: readonly Re
       }
     }
     const records = await query(
-      'select table_name, local_version as l, incoming_version as i from coregent.conflict_record',
+      `select table_name, local_version as l, incoming_version as i,
+        case when kind = 'delete_referenced' and outcome = 'keep' then key ->> 'id' end as revived from coregent.conflict_record`,
     );
     conflicts += records.rows.length;
-    for (const { table_name, l, i } of records.rows) {
+    for (const { table_name, l, i, revived: key } of records.rows) {
       const table = table_name.replace(/^public\./, '');
+      if (key !== null) revived.add(nameOf(table, key));
       recorded.add(`${table} ${l}`).add(`${table} ${i}`);
     }
   }
-  return { shown, recorded, conflicts };
+  return { shown, recorded, revived, conflicts };
 }
 
 /**
@@ -82,6 +87,9 @@ export function winnerOf(writes: readonly Write[]): Write | undefined {
   );
 }
 
+/** Tables whose rows give way to others with their unique value. */
+const GIVE_WAY = [ACCOUNTS, HANDLES].map(({ name }) => name);
+
 /** INV-W: every row is exactly the row that its writer recorded, in every region, and it is the one with the greatest version. */
 export function checkWholeRows(writes: ReadonlyMap<string, readonly Write[]>, outcome: Outcome): Verdict {
   const violations: string[] = [];
@@ -89,6 +97,7 @@ export function checkWholeRows(writes: ReadonlyMap<string, readonly Write[]>, ou
   let gone = 0;
   let left = 0;
   let gaveWay = 0;
+  let revived = 0;
   for (const [region, shown] of outcome.shown) {
     for (const name of shown.keys()) if (!writes.get(name)?.length) violations.push(`${region}: nobody wrote ${name}`);
     for (const [name, list] of writes) {
@@ -104,11 +113,14 @@ export function checkWholeRows(writes: ReadonlyMap<string, readonly Write[]>, ou
         }
       } else if (
         row === undefined &&
-        winner.table === ACCOUNTS.name &&
+        GIVE_WAY.includes(winner.table) &&
         outcome.recorded.has(`${winner.table} ${winner.version}`)
       ) {
         // It gave way to another row with its unique value.
         gaveWay++;
+      } else if (row && row.version > winner.version && winner.table === TEAMS.name && outcome.revived.has(name)) {
+        // It came back for those that refer to it.
+        revived++;
       } else {
         const is = row ? `the version ${row.version}` : 'nothing';
         const due = winner.image === null ? `${winner.region} deleted it` : `${winner.region} wrote the newest`;
@@ -120,7 +132,7 @@ export function checkWholeRows(writes: ReadonlyMap<string, readonly Write[]>, ou
     name: 'INV-W',
     law: 'every row is exactly what the writer of its greatest version recorded',
     cases: { rows, gone, 'long values left alone': left },
-    figures: { 'gave way to a unique value': gaveWay },
+    figures: { 'gave way to a unique value': gaveWay, 'came back for its children': revived },
     violations,
   };
 }

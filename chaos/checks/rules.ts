@@ -27,9 +27,16 @@ function happened(writes: readonly VersionWrite[], there: ReadonlySet<bigint>): 
   });
 }
 
+/** What a row shows of its versions, the oldest first. */
+const SHOWS = {
+  last: (values: readonly string[]) => values.at(-1),
+  first: (values: readonly string[]) => values[0],
+  all: (values: readonly string[]) => values.join(' + '),
+};
+
 /**
- * INV-S: under `siblings` and `fww` a row is exactly the writes that nobody had seen when writing or deleting it: none that was replaced is
- * still there, none that was not is missing; and what it shows is one of them, the last or the first.
+ * INV-S: under `siblings`, `fww` and `custom` a row is exactly the writes that nobody had seen when writing or deleting it: none that was replaced is
+ * still there, none that was not is missing; and what it shows is the last of them, the first, or what a function makes of all.
  */
 export async function checkVersions(regions: readonly Asked[], { versions: writes }: History): Promise<Verdict> {
   const violations: string[] = [];
@@ -67,9 +74,9 @@ export async function checkVersions(regions: readonly Asked[], { versions: write
         cases.rows++;
         if (there.size > 1) cases['several versions']++;
         const sorted = [...due].sort((a, b) => (a.version < b.version ? -1 : 1));
-        const expected = which === 'last' ? sorted.at(-1) : sorted[0];
-        if (expected && row.value !== expected.value) {
-          violations.push(`${region.name}: ${table} ${id} shows ${row.value}, not ${expected.value}`);
+        const expected = SHOWS[which](sorted.map(({ value }) => value!));
+        if (sorted.length > 0 && row.value !== expected) {
+          violations.push(`${region.name}: ${table} ${id} shows ${row.value}, not ${expected}`);
         }
       }
     }

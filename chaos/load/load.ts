@@ -3,10 +3,13 @@ import { History } from '../history.ts';
 import type { Options } from '../options.ts';
 import { HITS, imageSql } from '../tables.ts';
 import type { World } from '../world.ts';
+import { FAMILIES } from './families.ts';
 import { GROUPS } from './groups.ts';
 import { COUNTERS, counterId, NUMBERS, PAIRS } from './numbers.ts';
+import { LEDGER_ROWS, OWNED } from './owned.ts';
 import { PARTITIONED, REGISTERS } from './registers.ts';
 import { KEPT_ROWS, RULES } from './rules.ts';
+import { NAMED_VALUES } from './values.ts';
 import { TYPES } from './wide.ts';
 import { type Kind, type Shared, Writer } from './writer.ts';
 
@@ -42,6 +45,12 @@ export async function seedRows(world: World, history: History): Promise<void> {
       `insert into pairs select $1::int * 100 + s, p, 'begin' from generate_series(1, $2::int) s, generate_series(1, $3::int) p`,
       [index, PAIRS.sets, PAIRS.parts],
     );
+    await region.query('insert into ledger select $1::int * 1000 + n, $2, $3::int from generate_series(1, $4::int) n', [
+      index,
+      region.name,
+      LEDGER_ROWS.each,
+      LEDGER_ROWS.perRegion,
+    ]);
   }
   const [first] = world.regions;
   await first!.query('insert into posts (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
@@ -60,15 +69,23 @@ export async function seedRows(world: World, history: History): Promise<void> {
 export function startLoad(world: World, options: Options, history: History): Load {
   const random = seeded(options.seed);
   const stopping = new AbortController();
-  const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES, ...RULES];
+  const kinds = [...GROUPS, ...NUMBERS, ...REGISTERS, ...TYPES, ...RULES, ...NAMED_VALUES, ...OWNED, ...FAMILIES];
   if (options.extras.includes('partitions')) kinds.push(PARTITIONED);
   const beats = new History();
   const running = world.regions.flatMap((region, index) => {
-    const shared: Shared = { alive: { entries: [], bulk: [], parents: [] }, nextGroup: 0, nextId: 0 };
+    const shared: Shared = {
+      alive: { entries: [], bulk: [], parents: [] },
+      nextGroup: 0,
+      nextId: 0,
+      children: { players: [], coaches: [], fees: [], logins: [] },
+      nextChild: 0,
+    };
     const { url, name, major } = region;
+    const others = world.regions.map(({ name }) => name).filter((other) => other !== name);
     const start = (number: number, to: History, kinds: readonly Kind[]): Promise<void> => {
       const writer = index * 100 + number;
-      const work = { random: seeded(random() * 2 ** 32), history: to, region: name, index, writer, major, shared };
+      const seed = random() * 2 ** 32;
+      const work = { random: seeded(seed), history: to, region: name, others, index, writer, major, shared };
       return new Writer(url, work, kinds).run(stopping.signal, options.pauseMs);
     };
     return [

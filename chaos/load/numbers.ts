@@ -2,7 +2,7 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { from as copyFrom } from 'pg-copy-streams';
 import { within } from '../../test/world/random.ts';
-import type { IdRange } from '../history.ts';
+import type { IdRange, Verdict } from '../history.ts';
 import { isLost, type Kind, type Settle, type Work } from './writer.ts';
 
 /** Counters of each region; nobody else writes them. */
@@ -56,7 +56,12 @@ async function rewritePairs(work: Work): Promise<Settle> {
   for (let part = 1; part <= PAIRS.parts; part++) {
     await work.client.query('update pairs set tag = $3 where set_id = $1 and part = $2', [set, part, tag]);
   }
-  return () => {};
+  // Still under the rows' locks, so that the order is theirs.
+  const written = { tag, verdict: 'no' as Verdict | 'no' };
+  work.history.tags.set(set, [...(work.history.tags.get(set) ?? []), written]);
+  return (end) => {
+    written.verdict = end;
+  };
 }
 
 function newIds(work: Work, count: number, via: string): { first: number; settle: Settle } {

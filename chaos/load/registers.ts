@@ -1,5 +1,6 @@
 import { within } from '../../test/world/random.ts';
-import { ACCOUNTS, CONTESTED, DOCUMENTS, EVENTS, HITS, SCRATCH } from '../tables.ts';
+import { ACCOUNTS, CONTESTED, DOCUMENTS, EVENTS, HANDLES, HITS, SCRATCH } from '../tables.ts';
+import { taking } from './families.ts';
 import { register } from './register.ts';
 import type { Kind, Settle, Work } from './writer.ts';
 
@@ -9,6 +10,8 @@ const ROWS = 250;
 const DOCUMENT_ROWS = 30;
 const ACCOUNT_ROWS = 120;
 const EMAILS = 30;
+const HANDLE_ROWS = 60;
+const HANDLE_VALUES = 25;
 const SCRATCH_ROWS = 60;
 
 function anyKey(work: Work): number {
@@ -146,17 +149,45 @@ async function document(work: Work): Promise<Settle | undefined> {
   );
 }
 
-/** Two regions may take one e-mail: the second is parked where the first is. */
+/** Two regions may take one e-mail: one of the two rows gives way, in the middle of changes of its note, and takes along what refers to it. */
 async function account(work: Work): Promise<Settle | undefined> {
   const { client, random } = work;
   const id = within(random, 1, ACCOUNT_ROWS);
   const email = `${within(random, 1, EMAILS)}@example.com`;
-  return await register(work, ACCOUNTS, [`${id}`], async () => {
+  const settle = await register(work, ACCOUNTS, [`${id}`], async () => {
     const dice = random();
-    if (dice < 0.3) await client.query('delete from accounts where id = $1', [id]);
+    if (dice < 0.25) await client.query('delete from accounts where id = $1', [id]);
+    else if (dice < 0.4) await client.query('update accounts set note = $2 where id = $1', [id, value(work)]);
     else if (dice < 0.6) await client.query('update accounts set email = $2 where id = $1', [id, email]);
     else
       await client.query('insert into accounts values ($1, $2, $3) on conflict do nothing', [id, email, value(work)]);
+  });
+  return await taking(work, ACCOUNTS, settle);
+}
+
+/** Two unique values in a row, which rows also swap: a row may meet several others at once. */
+async function handle(work: Work): Promise<Settle | undefined> {
+  const { client, random } = work;
+  const [id, other] = [within(random, 1, HANDLE_ROWS), within(random, 1, HANDLE_ROWS)];
+  const [name, seat] = [`name ${within(random, 1, HANDLE_VALUES)}`, within(random, 1, HANDLE_VALUES)];
+  return await register(work, HANDLES, [`${id}`, `${other}`], async () => {
+    const dice = random();
+    if (dice < 0.2) await client.query('delete from handles where id = $1', [id]);
+    else if (dice < 0.55) {
+      await client.query(
+        `insert into handles select $1::int, $2, $3, $4
+          where not exists (select from handles where name = $2 or seat = $3) on conflict (id) do nothing`,
+        [id, name, seat, value(work)],
+      );
+    } else if (dice < 0.7) await client.query('update handles set note = $2 where id = $1', [id, value(work)]);
+    else if (dice < 0.85) await client.query('update handles set name = $2, seat = $3 where id = $1', [id, name, seat]);
+    else if (id !== other) {
+      await client.query(
+        `update handles h set seat = o.seat, note = $3 from handles o
+          where (h.id, o.id) in (($1::int, $2::int), ($2::int, $1::int))`,
+        [id, other, value(work)],
+      );
+    }
   });
 }
 
@@ -212,7 +243,8 @@ export const REGISTERS: readonly Kind[] = [
   { name: 'undone in part', weight: 3, run: undoInPart },
   { name: 'hit', weight: 8, run: hit },
   { name: 'document', weight: 6, run: document },
-  { name: 'account', weight: 5, run: account },
+  { name: 'account', weight: 6, run: account },
+  { name: 'handle', weight: 6, run: handle },
   { name: 'scratch', weight: 4, run: scratch },
   { name: 'truncate', weight: 0.25, run: truncate },
 ];

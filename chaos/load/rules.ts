@@ -7,8 +7,6 @@ import type { Kind, Settle, Work } from './writer.ts';
 const VERSIONED_ROWS = 40;
 /** Rows of `posts` and `profiles` that are never deleted: what was added to them is all there at the end. */
 export const KEPT_ROWS = 20;
-/** Rows of `posts` that come and go; regions agree on them, which is all that is asked. */
-const PASSING_ROWS = 20;
 /** Past this many tags a writer rather takes one away. */
 const MANY_TAGS = 12;
 
@@ -79,7 +77,7 @@ async function post(work: Work): Promise<Settle | undefined> {
   const id = within(random, 1, KEPT_ROWS);
   const likes = random() < 0.7 ? within(random, -2, 5) : 0;
   const peak = random() < 0.3 ? within(random, 0, 1_000_000) : null;
-  const { rows } = await client.query('select tags from posts where id = $1 for update', [id]);
+  const { rows } = await client.query('select tags, title from posts where id = $1 for update', [id]);
   if (!rows[0]) return undefined;
   const tags = rows[0].tags as string[];
   const removed =
@@ -87,7 +85,7 @@ async function post(work: Work): Promise<Settle | undefined> {
       ? tags[within(random, 0, tags.length - 1)]
       : undefined;
   const added = removed === undefined && random() < 0.5 ? `${region}-${work.writer}-${work.next()}` : undefined;
-  const title = random() < 0.2 ? `${region} ${work.next()}` : null;
+  const title = random() < 0.2 ? `${region}/${work.writer}/${work.next()}` : null;
   await client.query(
     `update posts set likes = likes + $2, peak = coalesce($3, peak), title = coalesce($6, title),
       tags = case when $4::text is not null then array_append(tags, $4) when $5::text is not null then array_remove(tags, $5) else tags end
@@ -95,8 +93,11 @@ async function post(work: Work): Promise<Settle | undefined> {
     [id, likes, peak, added ?? null, removed ?? null, title],
   );
   return (end) => {
-    const known = history.post(id);
     if (end === 'no') return;
+    const known = history.post(id);
+    if (title !== null) {
+      history.values.push({ table: 'posts', id, region, value: title, saw: rows[0].title, verdict: end });
+    }
     if (end === 'ok') known.likes.sum += likes;
     else known.likes.unknown.push(likes);
     if (peak !== null) {
@@ -109,21 +110,6 @@ async function post(work: Work): Promise<Settle | undefined> {
       known.tags.set(removed, { added: tag?.added ?? 'unknown', removed: tag?.removed === 'ok' ? 'ok' : end });
     }
   };
-}
-
-/** Posts that are deleted and written again, also in the middle of others' changes. */
-async function passingPost(work: Work): Promise<Settle | undefined> {
-  const { client, random } = work;
-  const id = KEPT_ROWS + within(random, 1, PASSING_ROWS);
-  if (random() < 0.3) await client.query('delete from posts where id = $1', [id]);
-  else {
-    await client.query(
-      `insert into posts as p values ($1, $2, 1, $3, array[$2])
-        on conflict (id) do update set likes = p.likes + 1, peak = excluded.peak, tags = array_append(p.tags, $2)`,
-      [id, `${work.region}-${work.writer}-${work.next()}`, within(random, 0, 1000)],
-    );
-  }
-  return () => {};
 }
 
 /** Each region counts in a column of its own, of rows that all write: an edit that is lost is missing there. */
@@ -144,7 +130,7 @@ async function profile(work: Work): Promise<Settle | undefined> {
 export const RULES: readonly Kind[] = [
   { name: 'sibling', weight: 6, run: (work) => writeVersion(work, 'drafts') },
   { name: 'first write', weight: 4, run: (work) => writeVersion(work, 'claims') },
+  { name: 'custom', weight: 4, run: (work) => writeVersion(work, 'tickets') },
   { name: 'post', weight: 10, run: post },
-  { name: 'passing post', weight: 4, run: passingPost },
   { name: 'profile', weight: 6, run: profile },
 ];

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { within } from '../../test/world/random.ts';
 import type { History } from '../history.ts';
+import type { ChildTable } from '../tables.ts';
 
 /** How a transaction ended: `no`: certainly not committed. */
 export type End = 'ok' | 'unknown' | 'no';
@@ -14,6 +15,8 @@ export interface Work {
   readonly random: () => number;
   readonly history: History;
   readonly region: string;
+  /** The other regions. */
+  readonly others: readonly string[];
   /** The region's place, from 0. */
   readonly index: number;
   /** Unique among all writers of a run. */
@@ -32,6 +35,9 @@ export interface Shared {
   readonly alive: Record<'entries' | 'bulk' | 'parents', string[]>;
   nextGroup: number;
   nextId: number;
+  /** Ids of rows by table that refer to others and, as far as is known here, are there. */
+  readonly children: Record<ChildTable, number[]>;
+  nextChild: number;
 }
 
 /** A kind of transaction. */
@@ -49,6 +55,8 @@ export interface Kind {
    */
   readonly run: (work: Work) => Promise<Settle | undefined>;
   readonly alone?: boolean;
+  /** Further SQLSTATEs that it may end with. */
+  readonly mayEndWith?: readonly string[];
 }
 
 /** SQLSTATEs that any transaction may end with: conflicts among sessions, cancelled, too many connections. */
@@ -135,7 +143,7 @@ export class Writer {
       return;
     }
     const { code, message } = error as pg.DatabaseError;
-    if (code !== undefined && MAY_END_WITH.has(code)) {
+    if (code !== undefined && (MAY_END_WITH.has(code) || kind.mayEndWith?.includes(code))) {
       history.refused.set(code, (history.refused.get(code) ?? 0) + 1);
     } else {
       history.faults.push(`${kind.name} in ${region}: ${code} ${message}`);

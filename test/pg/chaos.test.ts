@@ -1,12 +1,15 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { checkEqual } from '../../chaos/checks/equal.ts';
+import { checkForeign } from '../../chaos/checks/foreign.ts';
 import { checkOnce, checkWhole } from '../../chaos/checks/once.ts';
+import { checkOwned } from '../../chaos/checks/owned.ts';
 import { checkDisk, checkQuiet } from '../../chaos/checks/quiet.ts';
 import { checkRecords } from '../../chaos/checks/registers.ts';
 import { checkParts, checkVersions } from '../../chaos/checks/rules.ts';
+import { checkValues } from '../../chaos/checks/values.ts';
 import { type Asked, passed } from '../../chaos/checks/verdict.ts';
-import { History } from '../../chaos/history.ts';
-import { RULES, tablesWith } from '../../chaos/tables.ts';
+import { type Child, History, type Write } from '../../chaos/history.ts';
+import { ANSWERS_BY, RULES, tablesWith } from '../../chaos/tables.ts';
 import { tornIn } from '../../chaos/watch.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 
@@ -32,6 +35,14 @@ beforeAll(async () => {
   await cluster.query('tokyo', 'insert into profiles values (1, 2, 0, 0)');
   await cluster.query('tokyo', `insert into drafts values (1, 'old'), (2, 'alone')`);
   await cluster.query('tokyo', `insert into claims values (1, 'claimed')`);
+  await cluster.query('tokyo', `insert into tickets values (1, 'asked')`);
+  await cluster.query('tokyo', `insert into badges values (1, 'a', 'first'), (2, 'b', 'other')`);
+  await cluster.query('tokyo', `insert into ledger values (1, 'tokyo', 5)`);
+  await cluster.query('frankfurt', `insert into ledger values (2, 'frankfurt', 5)`);
+  await cluster.query('tokyo', 'insert into teams values (1), (2)');
+  for (const table of ['players', 'coaches', 'fees']) {
+    await cluster.query('tokyo', `insert into ${table} values (1, 1, 'born')`);
+  }
   await cluster.query('tokyo', `update drafts set value = 'new' where id = 1`);
   await cluster.converged();
   for (const region of cluster.regions) await cluster.stopAgent(region);
@@ -119,6 +130,13 @@ test('INV-X: a counter, an id and one of nobody that count once too often or too
     async () => expect(await check()).toMatch(/nobody inserted 1 ids, such as 9/),
     ['delete from ids where id = 9'],
   );
+  const written = (tag: string) => ({ tag, verdict: 'ok' as const });
+  await planted([`insert into pairs values (1, 1, 'b', 0)`], async () => {
+    history.tags.set(1, [written('a'), written('b')]);
+    expect(await check()).toBe('tokyo: set 1 has the tag undefined, not its last one, b');
+    history.tags.set(1, [written('b'), written('c')]);
+    expect(await check()).toMatch('frankfurt: set 1 has the tag b, not its last one, c');
+  }, ['delete from pairs']);
 });
 
 test('INV-A: a group of which a part is there, one that is missing and one that is back are found', async () => {
@@ -186,7 +204,8 @@ test('INV-S: a version that is missing, one that was replaced, and another one s
   const { rows } = await cluster.query(
     'tokyo',
     `select 'drafts' as table, id, value, _coregent_version as version, _coregent_parent as parent from drafts
-      union all select 'claims', id, value, _coregent_version, _coregent_parent from claims`,
+      union all select 'claims', id, value, _coregent_version, _coregent_parent from claims
+      union all select 'tickets', id, value, _coregent_version, _coregent_parent from tickets`,
   );
   const history = new History();
   for (const { table, id, value, version, parent } of rows) {
@@ -207,6 +226,11 @@ test('INV-S: a version that is missing, one that was replaced, and another one s
     [`update claims set value = 'stolen'`],
     async () => expect(await check()).toMatch(/frankfurt: claims 1 shows stolen, not claimed/),
     [`update claims set value = 'claimed'`],
+  );
+  await planted(
+    [`update tickets set value = 'asked + asked again'`],
+    async () => expect(await check()).toMatch(/frankfurt: tickets 1 shows asked \+ asked again, not asked/),
+    [`update tickets set value = 'asked'`],
   );
   history.versions.push({ ...history.versions[0]!, id: 9, version: 1n, saw: [], value: 'gone' });
   expect(await check()).toMatch(/tokyo: drafts 9 lacks 1 of tokyo|tokyo: claims 9 lacks 1 of tokyo/);
@@ -240,6 +264,112 @@ test('INV-R: an addition, a tag, a peak or an edit that is lost, and a tag that 
     async () => expect(await check()).toMatch(/frankfurt: post 1 is gone/),
     ['insert into posts select * from kept'],
   );
+});
+
+test('INV-E: a value that vanished is found unless it was replaced or is on record, and one that was replaced and is back', async () => {
+  const history = new History();
+  const write = { table: 'badges', id: 1, region: 'tokyo', saw: null, verdict: 'ok' } as const;
+  history.values.push({ ...write, value: 'first' });
+  const check = async () => (await checkValues(regions, history)).violations.join('\n');
+  expect(await check()).toMatch(/badges 2 shows other, which nobody wrote/);
+  history.values.push({ ...write, id: 2, value: 'other' }, { ...write, table: 'posts', value: 'a' });
+  expect(await check()).toBe('');
+  await planted([
+    'create temp table kept as select * from badges where id = 1',
+    'delete from badges where id = 1',
+  ], async () => {
+    expect(await check()).toBe('frankfurt: first of tokyo in badges 1 vanished without a record');
+    history.values.push({ ...write, value: null, saw: 'first', verdict: 'unknown' });
+    expect(await check()).toBe('');
+    history.values.pop();
+  }, ['insert into badges select * from kept']);
+  await planted([
+    `update badges set note = 'second' where id = 1`,
+    `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row)
+        values ('public.badges', '{"id": 1}', 'update_origin_differs', 'columns', 'apply', 1, 2, '{"id": 1, "note": "first"}')`,
+  ], async () => {
+    expect(await check()).toBe('frankfurt: badges 1 shows second, which nobody wrote');
+    history.values.push({ ...write, value: 'second' });
+    expect(await check()).toMatch('tokyo: second of tokyo in badges 1 vanished');
+    expect(await check()).not.toMatch('first');
+    history.values.pop();
+  }, [`update badges set note = 'first' where id = 1`, 'truncate coregent.conflict_record']);
+  history.values.push({ ...write, value: null, saw: 'first' });
+  expect(await check()).toMatch(/tokyo: badges 1 shows first, which a delete of tokyo replaced/);
+});
+
+test('INV-O: what was lost between rows, and a write by who had not seen the one before, are found', async () => {
+  const write = (version: bigint, region: string, saw: bigint[]): Write => {
+    return { table: 'ledger', key: '1', region, version, saw, image: 'x', left: false, verdict: 'ok' };
+  };
+  const check = async (...list: Write[]) => {
+    const writes = new Map([['ledger 1', list]]);
+    return (await checkOwned(regions, writes, new History(), { perRegion: 1, each: 5 })).violations.join('\n');
+  };
+  const followed = [write(1n, 'tokyo', []), write(2n, 'frankfurt', [1n])];
+  expect(await check(...followed)).toBe('');
+  expect(await check(...followed, write(3n, 'tokyo', [1n]))).toBe(
+    'ledger 1: who wrote it last had not seen 2 of frankfurt',
+  );
+  await planted(
+    ['update ledger set n = 4 where id = 2'],
+    async () => expect(await check()).toBe('frankfurt: 2 rows hold 9; 2 held 10'),
+    ['update ledger set n = 5 where id = 2'],
+  );
+});
+
+test('INV-F: an orphan, a row that went or stayed against its foreign key, and one of nobody are found', async () => {
+  const history = new History();
+  const bear = (table: string): Child => {
+    const states = [{ parent: 1, note: 'born', verdict: 'ok' as const }];
+    const child: Child = { table, id: 1, region: 'tokyo', inserted: 'ok', deleted: 'no', states, taken: false };
+    history.children.set(`${table} 1`, child);
+    return child;
+  };
+  const [player, coach] = [bear('players'), bear('coaches')];
+  const check = async () => (await checkForeign(regions, history)).violations.join('\n');
+  expect(await check()).toBe('tokyo: nobody wrote fees 1\nfrankfurt: nobody wrote fees 1');
+  bear('fees');
+  expect(await check()).toBe('');
+  const undo = ['players', 'coaches', 'fees'].map((table) => `insert into ${table} select * from kept_${table}`);
+  const gone = ['players', 'coaches', 'fees'].flatMap((table) => [
+    `create temp table kept_${table} as select * from ${table}`,
+    `delete from ${table}`,
+  ]);
+  await planted(
+    gone,
+    async () => {
+      expect((await check()).split('\n')).toEqual([
+        'frankfurt: players 1 of tokyo went with its parent, and is recorded nowhere',
+        'frankfurt: coaches 1 of tokyo is gone, and nobody deleted it',
+        'frankfurt: fees 1 of tokyo is gone, and nobody deleted it',
+      ]);
+      player.taken = true;
+      expect(await check()).not.toMatch('players');
+    },
+    undo,
+  );
+  await planted([
+    'create temp table kept as select * from teams where id = 1',
+    'delete from teams where id = 1',
+  ], async () => {
+    expect((await check()).match(/frankfurt: \w+ 1 refers to nothing/g)).toHaveLength(3);
+  }, ['insert into teams select * from kept']);
+  await planted(['update players set parent_id = 2', 'update coaches set parent_id = null'], async () => {
+    expect(await check()).toBe(
+      'frankfurt: players 1 of tokyo shows parent 2 and born, which is not what was written last',
+    );
+  }, ['update players set parent_id = 1', 'update coaches set parent_id = 1']);
+  coach.deleted = 'ok';
+  expect(await check()).toBe('tokyo: coaches 1 of tokyo is back\nfrankfurt: coaches 1 of tokyo is back');
+});
+
+test('a table for which no law answers is found', async () => {
+  const { scratch: _, ...answersBy } = ANSWERS_BY;
+  const check = async (by?: typeof ANSWERS_BY) =>
+    (await checkEqual(regions, { tombstonesStay: true, ...(by ? { answersBy: by } : {}) })).violations.join('\n');
+  expect(await check()).not.toMatch('no law');
+  expect(await check(answersBy)).toMatch('scratch: no law answers for what is written to it');
 });
 
 test('INV-Q: a region that writes although nobody does is found', async () => {

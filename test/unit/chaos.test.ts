@@ -32,11 +32,16 @@ function historyOf(...writes: Write[]): Map<string, Write[]> {
 /** What the regions show: `rows` in all of them, `but` in the one named. */
 function outcome(
   rows: Record<string, { version: bigint; image: string }>,
-  { recorded = [], but = {} }: { recorded?: string[]; but?: Record<string, typeof rows> } = {},
+  {
+    recorded = [],
+    revived = [],
+    but = {},
+  }: { recorded?: string[]; revived?: string[]; but?: Record<string, typeof rows> } = {},
 ): Outcome {
   return {
     shown: new Map(REGIONS.map((region) => [region, new Map(Object.entries(but[region] ?? rows))])),
     recorded: new Set(recorded),
+    revived: new Set(revived),
     conflicts: recorded.length,
   };
 }
@@ -82,6 +87,16 @@ describe('INV-W', () => {
     expect(checkWholeRows(account, outcome({})).violations).toHaveLength(3);
     expect(checkWholeRows(account, outcome(older, { recorded })).violations).toHaveLength(3);
     expect(checkWholeRows(writes, outcome({}, { recorded })).violations).toHaveLength(3);
+  });
+
+  it('takes a row that nobody wrote for one that came back only on record, and where others refer to it', () => {
+    const deleted = historyOf(write(2n, { table: 'teams', image: null }));
+    const back = { 'teams 1': { version: 3n, image: 'image 3' } };
+    expect(checkWholeRows(deleted, outcome(back, { revived: ['teams 1'] })).violations).toEqual([]);
+    expect(checkWholeRows(deleted, outcome(back)).violations).toHaveLength(3);
+    expect(
+      checkWholeRows(historyOf(write(2n)), outcome(row(3n), { revived: ['contested 1'] })).violations,
+    ).toHaveLength(3);
   });
 
   it('is untested without a row that was contested', () => {
