@@ -43,6 +43,8 @@ create table coregent.progress (
   system_identifier text not null,
   timeline integer not null,
   lsn pg_lsn not null,
+  -- Counts changes of tables' rules: what was compiled before one is not committed behind it.
+  rule_changes bigint not null default 0,
   transactions bigint not null default 0,
   committed_at timestamptz,
   applied_at timestamptz
@@ -73,6 +75,8 @@ create table coregent.joined (
   slot text not null,
   table_id text not null,
   joined_at timestamptz not null default clock_timestamp(),
+  -- What the peer committed to the table before this position is here already, or is owed: it is not taken from the stream.
+  from_lsn pg_lsn not null default '0/0',
   primary key (slot, table_id)
 );
 

@@ -15,6 +15,7 @@ import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
 import { useOrigin, yieldInDeadlocks } from '../pg/origin.ts';
 import { readOrphans } from '../pg/orphans.ts';
 import { forgetOwed, readOwed } from '../pg/paused.ts';
+import { readRuleChanges } from '../pg/progress.ts';
 import { router } from '../pg/route.ts';
 import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
@@ -206,6 +207,7 @@ export class Peer {
       this.link.tier = tier;
       log.event('tier.found', { peer: name, tier, means: TIERS[tier] });
       await yieldInDeadlocks(apply);
+      const ruleChanges = await ended.wait(readRuleChanges(apply, this.#slot));
       const pauses: Link['pauses'] = (paused) => this.link.pauses(paused);
       const tables = await ended.wait(compareTables({ apply, control }, { slot, pauses }));
       this.link.owes(await ended.wait(readOwed(apply, slot)));
@@ -218,7 +220,7 @@ export class Peer {
       const store = new Store({
         client: apply,
         targets,
-        progress: { slot: this.#slot, peerId: this.#region.id },
+        progress: { slot: this.#slot, peerId: this.#region.id, ruleChanges },
         lsn: start,
         fetch: (target, keys) => ask(() => rowsOf(target, keys)),
         foreign,
@@ -280,10 +282,11 @@ export class Peer {
     const decoder = new Decoder({
       region: this.#region.id,
       progress: start,
-      // Looking for a row at fault, transactions are applied behind their commit and one after the other.
-      ahead: !this.#isolate,
+      // Looking for a row at fault, transactions are applied behind their commit and one after the other. Whether a row counts at all
+      // is told by where it was committed.
+      ahead: !this.#isolate && tables.beginnings.size === 0,
       limits: config.batch,
-      route: router(session.targets, tables),
+      route: router(session.targets, { ...tables, pauses: (paused) => watch.suspect(paused, look, ended) }),
       walEnd: () => this.link.walEnd,
     });
     const acks = new Acknowledger(start);
@@ -309,8 +312,7 @@ export class Peer {
       resume: () => this.link.parts.walsender?.resume(),
       more: () => this.link.parts.walsender?.bursting === true && decoder.rows < GATHER_ROWS,
       reachClock: (batch) => this.#reachClock(batch, clock, stopping),
-      apply: (batch) =>
-        this.#applyPatiently(store, batch, () => watch.look(this.#context.local, control), session.signal),
+      apply: (batch) => this.#applyPatiently(store, batch, look, session.signal),
       owes: () => store.owesTries,
       settle: async () => {
         link.settled(await store.tryParked());
@@ -332,6 +334,7 @@ export class Peer {
       pipe.decoded();
     };
     const watch = new Watch(tables, decoder);
+    const look = (): Promise<void> => watch.look(this.#context.local, control);
     const rejoin = new Rejoin({
       context: this.#context,
       region: this.#region,
@@ -444,8 +447,8 @@ export class Peer {
           this.#isolate = true;
           store.isolateFaults(true);
         } else if (code !== 'apply_interrupted' || attempt >= 8) {
-          // The table may have changed under the statement: then it pauses.
-          if (code === 'schema_missing') await look();
+          // The table may have changed under the statement: then it pauses, or goes on by another rule.
+          if (code === 'schema_missing' || code === 'progress_fenced') await look();
           throw error;
         }
         await pause(backoffMs(attempt), signal);

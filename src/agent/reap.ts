@@ -2,7 +2,7 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf, LWW, ruleText } from '../model/rule.ts';
 import { deletesName, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { pause } from '../pause.ts';
 import { BARRIER_PATIENCE_MS, barrier, writersEnded } from '../pg/barrier.ts';
@@ -107,6 +107,15 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
   const stable = `age(x.xmin) > age($1::xid8::xid)`;
   await apply.query('begin');
   try {
+    // Which rows their tombstones end is for the rule to say, and that may have been changed meanwhile.
+    const { rows: same } = await apply.query(
+      'select from coregent.tables where table_id = $1 and rule = $2 for share',
+      [tableId(table), ruleText(table.rule ?? LWW)],
+    );
+    if (same.length === 0) {
+      await apply.query('rollback');
+      return 0;
+    }
     await apply.query(compile(table).removeAllBuried);
     // Not taken back with the transaction: whoever inserts, and finds no tombstone any more, must know how much was forgotten.
     if (familyOf(table.rule ?? LWW) === 'registers') {

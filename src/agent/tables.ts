@@ -1,14 +1,16 @@
 import type pg from 'pg';
-import { CoregentError } from '../model/error.ts';
+import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { parseRule } from '../model/rule.ts';
 import { type Table, tableId } from '../model/table.ts';
 import { findTables } from '../pg/catalog.ts';
 import type { Queryable } from '../pg/connect.ts';
 import { pauseTable } from '../pg/paused.ts';
+import { readBeginnings } from '../pg/progress.ts';
 import type { PeerTables } from '../pg/route.ts';
 import { disagreement, readStandings, type Standings } from '../pg/standing.ts';
 import type { Decoder } from '../pipe/decode.ts';
+import type { Ending } from './ending.ts';
 
 /** How this region and a peer have the replicated tables when a session begins: which can travel, and why the others pause. */
 export interface Tables extends PeerTables {
@@ -39,7 +41,8 @@ export async function compareTables(
     const standing = here.tables.get(tableId(table));
     return standing && !differing.has(standing.id) ? [{ ...table, rule: parseRule(standing.rule) }] : [];
   });
-  return { alike, here, there, standings: there.tables, differing, pauses };
+  const beginnings = await readBeginnings(apply, slot);
+  return { alike, here, there, standings: there.tables, differing, beginnings, pauses };
 }
 
 /** Looks now and then whether the tables are still as they were when the session began. */
@@ -47,6 +50,7 @@ export class Watch {
   readonly #tables: Tables;
   readonly #decoder: Decoder;
   #alikeAt: LSN | undefined;
+  readonly #suspected = new Set<string>();
 
   constructor(tables: Tables, decoder: Decoder) {
     this.#tables = tables;
@@ -56,6 +60,20 @@ export class Watch {
   /** Whether either region replicates the table. */
   knows(id: string): boolean {
     return this.#tables.here.tables.has(id) || this.#tables.there.tables.has(id);
+  }
+
+  /**
+   * Rows are passed over for a reason that the session did not begin with. Mostly the table was changed here too by now, and a new
+   * session sees both alike: only if a look does not end this one it pauses.
+   */
+  suspect(paused: Parameters<PeerTables['pauses']>[0], look: () => Promise<void>, ended: Ending): void {
+    const key = `${paused.table} ${paused.reason}`;
+    if (this.#suspected.has(key)) return;
+    this.#suspected.add(key);
+    look().then(
+      () => this.#tables.pauses(paused),
+      (error) => ended.end(classify(error)),
+    );
   }
 
   /** Throws `schema_changed` when a new session would see the tables otherwise. */

@@ -1,5 +1,6 @@
 import { loadConfig } from '../config.ts';
 import { CoregentError, EXIT } from '../model/error.ts';
+import { sayChange } from '../pg/change.ts';
 import { acceptRestored } from '../pg/self.ts';
 import { carryOut, closeRegions, makePlan, openRegions, type Plan } from '../pg/setup.ts';
 import type { Context } from './context.ts';
@@ -33,12 +34,17 @@ export async function run({ dryRun, restored }: ApplyOptions, context: Context):
       else context.out(changed ? steps.join('\n') : 'Every region is as the file says.');
       return changed ? EXIT.findings : EXIT.ok;
     }
+    const waited: { table: string; waited_ms: number }[] = [];
     const joined: { table: string; from: string; to: string; rows: number; conflicts: number }[] = [];
     const say = (text: string): void => {
       if (!context.json) context.out(text);
     };
     await carryOut(config, open, plan, {
       action: ({ region, what }) => say(`${region}: ${what}`),
+      changed: (change, waitedMs) => {
+        waited.push({ table: change.label, waited_ms: Math.round(waitedMs) });
+        say(`${sayChange(change)}, in every region; whoever used it waited ${(waitedMs / 1000).toFixed(1)} s`);
+      },
       slot: ({ slot, from }) => say(`${from}: create slot ${slot}`),
       join: (table, from, to, estimate) => {
         const bar = context.progress(`${table} ${from} → ${to}`, estimate);
@@ -58,7 +64,7 @@ export async function run({ dryRun, restored }: ApplyOptions, context: Context):
         };
       },
     });
-    if (context.json) context.out(toJson({ ...document(plan, true), joined }));
+    if (context.json) context.out(toJson({ ...document(plan, true), joined, waited }));
     else
       say(
         changed
@@ -71,9 +77,12 @@ export async function run({ dryRun, restored }: ApplyOptions, context: Context):
   }
 }
 
-function describe({ actions, edges, joins }: Plan): string[] {
+function describe({ actions, changes, edges, joins }: Plan): string[] {
   return [
     ...actions.map(({ region, what }) => `${region}: ${what}`),
+    ...changes.map(
+      (change) => `${sayChange(change)}, in every region at once; whoever uses it waits for about a second`,
+    ),
     ...edges.map(({ from, slot }) => `${from.region.name}: create slot ${slot}`),
     ...joins.map(({ edge, table }) => `${edge.to.region.name}: join rows of ${table} from ${edge.from.region.name}`),
   ];
@@ -86,13 +95,14 @@ function remark({ object, message, cure }: Plan['warnings'][number]): string {
     .join('\n');
 }
 
-function document({ actions, edges, joins, warnings }: Plan, applied: boolean) {
+function document({ actions, changes, edges, joins, warnings }: Plan, applied: boolean) {
+  const all = [...actions, ...changes.flatMap(({ sides }) => sides.flatMap(({ action }) => action ?? []))];
   return {
     schema_version: 1,
     applied,
     warnings,
     changes: [
-      ...actions.map(({ region, what, sql }) => ({ region, what, sql })),
+      ...all.map(({ region, what, sql }) => ({ region, what, sql })),
       ...edges.map(({ from, slot }) => ({ region: from.region.name, what: `create slot ${slot}`, sql: [] })),
       ...joins.map(({ edge, table }) => ({
         region: edge.to.region.name,

@@ -209,7 +209,8 @@ export class World {
   async #apply(): Promise<void> {
     const open = await openRegions(this.config, 'apply');
     try {
-      const nothing = { action: () => {}, slot: () => {}, join: () => ({ rows: () => {}, done: () => {} }) };
+      const [none, join] = [() => {}, () => ({ rows: () => {}, done: () => {} })];
+      const nothing = { action: none, changed: none, slot: none, join };
       await carryOut(this.config, open, await makePlan(this.config, open), nothing);
       await settle(open.map(({ client }) => client.query('grant select on coregent.conflicts to app')));
     } finally {

@@ -48,6 +48,11 @@ export function ruleText(rule: Rule): string {
   });
 }
 
+/** The same without the owner: rules with equal texts settle conflicts alike. */
+export function settlingText({ owner: _, ...rule }: Rule): string {
+  return ruleText(rule);
+}
+
 /** Reads what `ruleText` wrote. */
 export function parseRule(text: string): Rule {
   const read = text.startsWith('{') ? JSON.parse(text) : { conflict: text };

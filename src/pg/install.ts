@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { familyOf, LWW, parseRule, type Rule, ruleText } from '../model/rule.ts';
+import { familyOf, LWW } from '../model/rule.ts';
 import {
   deletesName,
   OURS,
@@ -33,6 +33,8 @@ export interface Action {
   readonly what: string;
   /** Statements run in one transaction. */
   readonly sql: readonly string[];
+  /** The table whose rule it makes another one: to be carried out in all regions at once. */
+  readonly changes?: string;
 }
 
 /** Waits this long for a table's lock before letting the application go first, in ms. */
@@ -119,7 +121,6 @@ export async function planRegion(
     if (row && unheeded(table, details.leaves).length > 0) {
       parts.push(`alter publication ${ident(PUBLICATION)} set (publish = 'insert, update')`);
     }
-    if (row) refuseOtherRule(parseRule(row.rule), parseRule(rule), { label: tableLabel(table), region: region.name });
     const stamp = stampHash(stamping);
     const whole =
       row?.rule === rule &&
@@ -131,29 +132,21 @@ export async function planRegion(
       parts.length === 0;
     if (whole) continue;
     const recreated = row !== undefined && isRecreated(table) ? region.id : undefined;
-    add(`stamp ${tableLabel(table)}`, [
-      ...tableSql(table, rule, { stamping, stamp, recreated }, publication),
-      ...parts,
-    ]);
+    const sql = [...tableSql(table, rule, { stamping, stamp, recreated }, publication), ...parts];
+    const label = tableLabel(table);
+    if (row === undefined || row.rule === rule) {
+      add(`stamp ${label}`, sql);
+      continue;
+    }
+    if (recreated !== undefined) {
+      throw new CoregentError('refused', `${label} was created again, and its rule is another one`, {
+        where: region.name,
+        cure: `Run \`coregent apply\` with the rule that it had, ${row.rule}, and then with the other one.`,
+      });
+    }
+    actions.push({ region: region.name, what: `change the rule of ${label}`, sql, changes: label });
   }
   return actions;
-}
-
-/**
- * Rows that were written under one rule mean something else under another: a count that is nobody's share yet, versions of which
- * only one could stay. Who owns a row is asked when it is written, and may change at any time. Throws `refused`.
- */
-function refuseOtherRule(before: Rule, after: Rule, where: { readonly label: string; readonly region: string }): void {
-  const settling = ({ owner: _, ...rule }: Rule): string => ruleText(rule);
-  if (settling(before) === settling(after)) return;
-  throw new CoregentError(
-    'refused',
-    `${where.label} settles conflicts by ${settling(before)}, and its rows cannot be carried over to ${settling(after)}`,
-    {
-      where: where.region,
-      cure: 'Keep its rule; or, while nobody writes, run `coregent remove` and then `coregent apply` with the other one.',
-    },
-  );
 }
 
 /** By which region's writes of a table are refused here; undefined where nobody's are. Throws `refused` for a column that won't do. */

@@ -176,6 +176,11 @@ export async function owesAnything(client: Queryable): Promise<boolean> {
   return rows[0].owes;
 }
 
+/** The slot is to be made anew, perhaps on a server whose positions are others: its stream then has no rows from before a change of a rule. */
+export async function forgetBeginnings(client: Queryable, slot: string): Promise<void> {
+  await client.query(`update coregent.joined set from_lsn = '0/0' where slot = $1`, [slot]);
+}
+
 /**
  * From here on everything of the peer is owed, and its slot is to be made anew: said before the old slot goes,
  * so that a kill at any point is made up. False when progress is not where it was read: another agent was quicker.
@@ -186,6 +191,7 @@ export async function beginAnew(client: Queryable, slot: string, from: LSN, reas
     [slot, formatLsn(from)],
   );
   if (rowCount !== 1) return false;
+  await forgetBeginnings(client, slot);
   await oweAll(client, [slot], { reason, own: false });
   return true;
 }

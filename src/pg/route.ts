@@ -1,3 +1,4 @@
+import type { LSN } from '../model/lsn.ts';
 import { PARENT, TOMBSTONES, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import type { Passing, Route } from '../pipe/batch.ts';
 import { makeRoute, missingColumns } from '../pipe/decode.ts';
@@ -11,6 +12,8 @@ export interface PeerTables {
   readonly standings: ReadonlyMap<string, Standing>;
   /** Why a table pauses, by id. */
   readonly differing: ReadonlyMap<string, string>;
+  /** From which position on rows of a table count, by id; others from the first on. */
+  readonly beginnings: ReadonlyMap<string, LSN>;
   /** Rows are passed over for a reason that the session did not begin with; called again and again. */
   readonly pauses: (passing: Pick<Passing, 'table' | 'label' | 'reason'>) => void;
 }
@@ -30,10 +33,13 @@ export function router(targets: readonly Target[], peer?: PeerTables): (relation
       known ??
       (staged ? missingColumns(relation, staged) : 'this region does not replicate it: run `coregent apply`') ??
       (standing && changedType(relation, standing));
+    const begins = peer?.beginnings.get(id);
     if (reason === undefined) {
-      return makeRoute(relation, target!.staging, tombstone, { staged: staged!, version: VERSION, parent: PARENT });
+      const names = { staged: staged!, version: VERSION, parent: PARENT };
+      return { ...makeRoute(relation, target!.staging, tombstone, names), begins };
     }
     const passing = {
+      begins,
       table: id,
       label: standing?.label ?? (tombstone ? id : tableLabel(relation)),
       reason,

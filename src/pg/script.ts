@@ -114,6 +114,24 @@ export function runScript(client: pg.Client, steps: readonly Step[]): Promise<Sc
   });
 }
 
+/** What stands for a transaction's words inside of another one. */
+const WITHIN: Readonly<Record<string, string>> = {
+  begin: 'savepoint coregent_batch',
+  commit: 'release savepoint coregent_batch',
+  rollback: 'rollback to savepoint coregent_batch',
+};
+
+/** The same inside of a transaction of the caller's: what would be committed is kept, what would be rolled back is undone. */
+export async function runWithin(client: pg.Client, steps: readonly Step[]): Promise<ScriptResult> {
+  const inner = steps.map((step) => ({ ...step, text: WITHIN[step.text] ?? step.text }));
+  const { results, error } = await runScript(client, inner);
+  const commits = (index: number): boolean => steps[index]!.text === 'commit';
+  return {
+    results: results.map((result, index) => (commits(index) ? { ...result, command: 'COMMIT' } : result)),
+    error,
+  };
+}
+
 const EXECUTE = Buffer.from([0x45, 0, 0, 0, 9, 0, 0, 0, 0, 0]);
 const SYNC = Buffer.from([0x53, 0, 0, 0, 4]);
 const COPY_DONE = Buffer.from([0x63, 0, 0, 0, 4]);

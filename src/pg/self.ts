@@ -12,7 +12,7 @@ import {
   strangeness,
   stranger,
 } from './identity.ts';
-import { oweAll } from './paused.ts';
+import { forgetBeginnings, oweAll } from './paused.ts';
 import type { OpenRegion } from './setup.ts';
 
 /**
@@ -106,6 +106,7 @@ export async function acceptRestored(config: Config, open: readonly OpenRegion[]
         `update coregent.progress set lsn = '0/0', system_identifier = $2, timeline = $3 where slot = $1`,
         [slot, systemIdentifier, timeline],
       );
+      await forgetBeginnings(peer.client, slot);
       await oweAll(peer.client, [slot], { reason: 'the peer was restored', own: false });
     });
   }

@@ -5,6 +5,7 @@ import { LSN_ZERO } from '../model/lsn.ts';
 import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import { qualified } from '../quote.ts';
 import { readInstalled, readTables, slotName } from './catalog.ts';
+import { changeRules, planChanges, type RuleChange } from './change.ts';
 import { connect } from './connect.ts';
 import { refuseEncodings } from './encoding.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
@@ -56,6 +57,8 @@ interface Edge {
 /** What `apply` will do. Empty actions, edges and joins: nothing. */
 export interface Plan {
   readonly actions: readonly Action[];
+  /** Tables whose rule is another one, each in all regions at once. */
+  readonly changes: readonly RuleChange[];
   /** Slots to make. */
   readonly edges: readonly Edge[];
   /** Rows to join, known now; new slots add all their tables. */
@@ -69,11 +72,12 @@ export async function makePlan(config: Config, open: readonly OpenRegion[]): Pro
   await refuseStrangers(config, open);
   await refuseEncodings(open);
   const { tables: chosen, warnings } = await chooseTables(config, open);
-  const actions = await planRecreated(config, open, chosen);
+  const planned = await planRecreated(config, open, chosen);
   for (const [index, { region, client }] of open.entries()) {
     const tables = chosen.map(({ found, details, rule }) => ({ table: found[index]!, details: details[index]!, rule }));
-    actions.push(...(await planRegion(client, config, region, tables)));
+    planned.push(...(await planRegion(client, config, region, tables)));
   }
+  const { changes, others: actions } = planChanges(open, chosen, planned, await readRules(open));
   const edges: Edge[] = [];
   const joins: { edge: Edge; table: string }[] = [];
   for (const edge of edgesOf(config, open)) {
@@ -86,7 +90,17 @@ export async function makePlan(config: Config, open: readonly OpenRegion[]): Pro
     for (const { found, label } of chosen) if (!ids.has(tableId(found[0]!))) joins.push({ edge, table: label });
   }
   for (const from of new Set(edges.map((edge) => edge.from))) await refuseStreamless(from);
-  return { actions, edges, joins, warnings };
+  return { actions, changes, edges, joins, warnings };
+}
+
+/** The rules that the regions' tables have now, by region and table. */
+async function readRules(open: readonly OpenRegion[]): Promise<Map<string, Map<string, string>>> {
+  const found = new Map<string, Map<string, string>>();
+  for (const { region, client } of open) {
+    const tables = (await readInstalled(client, region.name))?.tables ?? [];
+    found.set(region.name, new Map(tables.map((table) => [tableLabel(table), table.rule])));
+  }
+  return found;
 }
 
 function edgesOf(config: Config, open: readonly OpenRegion[]): Edge[] {
@@ -114,6 +128,8 @@ async function edgeIsWhole({ from, to, slot }: Edge): Promise<boolean> {
 /** Told what `apply` is doing. */
 export interface SetupEvents {
   action(action: Action): void;
+  /** A table goes by another rule everywhere; whoever used it waited for so many ms. */
+  changed(change: RuleChange, waitedMs: number): void;
   slot(edge: { readonly slot: string; readonly from: string; readonly to: string }): void;
   /** A table's rows are being joined; returns what to call with each further count of rows, and at the end. */
   join(
@@ -138,6 +154,7 @@ export async function carryOut(
       throw classify(error, `${action.region}: ${action.what}`);
     });
   }
+  await changeRules(config, plan.changes, { changed: (change, heldMs) => events.changed(change, heldMs) });
   for (const edge of plan.edges) {
     events.slot({ slot: edge.slot, from: edge.from.region.name, to: edge.to.region.name });
     await makeEdge(edge);

@@ -11,7 +11,7 @@ import type { Orphans } from './orphans.ts';
 import { passSteps } from './paused.ts';
 import { moveProgress, type ProgressKey } from './progress.ts';
 import type { Receipt, RecordedConflict, Settled } from './receipt.ts';
-import { runScript, type ScriptResult, type Step, type StepResult } from './script.ts';
+import { runScript, runWithin, type ScriptResult, type Step, type StepResult } from './script.ts';
 import { Shortcuts } from './shortcuts.ts';
 import {
   applyError,
@@ -71,6 +71,7 @@ export class Store {
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
   readonly #shortcuts = new Shortcuts((steps) => this.#run(steps));
+  readonly #script: typeof runScript;
 
   constructor(options: {
     client: pg.Client;
@@ -85,8 +86,11 @@ export class Store {
     orphans?: Orphans | undefined;
     /** What the store of the session before knew to be settled: see {@link Crossing}. Without: nothing is. */
     settled?: Set<number>;
+    /** Works inside of a transaction of the caller's. */
+    within?: boolean;
   }) {
     this.#client = options.client;
+    this.#script = options.within ? runWithin : runScript;
     this.#targets = new Map(options.targets.map((target) => [target.staging.table.oid, target]));
     this.#progress = options.progress;
     this.#lsn = options.lsn;
@@ -183,7 +187,7 @@ export class Store {
     this.#crossing.clear();
     this.#touched.clear();
     this.#isolation.rolledBack();
-    await this.#client.query('rollback');
+    await this.#must([{ text: 'rollback' }]);
   }
 
   #receipt(batch: Batch, localLsn: LSN | undefined): Receipt {
@@ -293,7 +297,7 @@ export class Store {
     } catch {
       this.#queued = [];
       this.#crossing.clear();
-      await this.#client.query('rollback');
+      await this.#must([{ text: 'rollback' }]);
       this.#afresh = true;
     }
   }
@@ -306,7 +310,7 @@ export class Store {
     const steps: Step[] = [{ text: 'commit' }, { text: `select pg_current_wal_insert_lsn()::text, ${ANY_PARKED}` }];
     steps.push(...this.#crossing.questions());
     if (this.#progress && batch.endLsn !== undefined) {
-      steps.unshift(moveProgress(this.#progress.slot, { from: this.#lsn, to: batch.endLsn }, batch));
+      steps.unshift(moveProgress(this.#progress, { from: this.#lsn, to: batch.endLsn }, batch));
     }
     return steps;
   }
@@ -325,7 +329,7 @@ export class Store {
   async #run(steps: readonly Step[]): Promise<ScriptResult> {
     const queued = this.#queued;
     this.#queued = [];
-    const { results, error } = await runScript(this.#client, [...queued, ...steps]);
+    const { results, error } = await this.#script(this.#client, [...queued, ...steps]);
     return { results: results.slice(queued.length), error };
   }
 

@@ -58,6 +58,8 @@ export interface Route {
   readonly parent: number;
   /** Positions in the peer's tuple of columns that come as text; undefined where there are none. */
   readonly texts: readonly number[] | undefined;
+  /** Rows that were committed before this position are of no interest. */
+  readonly begins?: LSN | undefined;
 }
 
 /** Where the columns without a binary form are, `at` finding a column (negative: not there). */
@@ -75,6 +77,8 @@ export interface Passing {
   readonly reason: string;
   /** Position of the version in the peer's tuple; -1 when it has none. */
   readonly version: number;
+  /** As of a route. */
+  readonly begins?: LSN | undefined;
   /** Called with every row that is passed over. */
   readonly told?: () => void;
 }

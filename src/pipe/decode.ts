@@ -322,6 +322,7 @@ export class Decoder {
     this.#streams.delete(transaction);
     if (this.#ahead === stream) this.#ahead = undefined;
     this.#committed = { stream, endLsn };
+    stream.decoder.#final = commitLsn;
     stream.commit({ endLsn, committedAtMs });
     this.#finish();
   }
@@ -344,10 +345,11 @@ export class Decoder {
     const route = this.#routes.get(id);
     if (route === undefined) {
       const passing = this.#passing.get(id);
-      if (passing) this.#passOver(passing, bytes, start, end);
+      if (passing && !this.#precedes(passing)) this.#passOver(passing, bytes, start, end);
       if (this.#routes.has(id)) return;
       throw violation(`a row of the relation ${id}, which it did not describe`);
     }
+    if (this.#precedes(route)) return;
     const isUpdate = bytes[start] === MESSAGE.update;
     let at = start + 5;
     let keyChanged = false;
@@ -376,6 +378,11 @@ export class Decoder {
     this.#tail.bytes[row] = bytes;
     this.#tail.start[row] = start;
     this.#tail.end[row] = end;
+  }
+
+  /** Whether the transaction was committed before rows of the relation count. */
+  #precedes({ begins }: Route | Passing): boolean {
+    return begins !== undefined && this.#final < begins;
   }
 
   /** Remembers that a row was left out. Said too early, it only makes the join begin lower: that a batch ends here is no matter. */
