@@ -141,7 +141,7 @@ create function coregent.seen_join(a jsonb, b jsonb) returns jsonb
 language plpgsql immutable parallel safe
 as $$
 declare
-  region text;
+  region pg_catalog.text;
 begin
   if b is null or a operator(pg_catalog.=) b then
     return a;
@@ -277,6 +277,126 @@ begin
   return joined;
 end$$;
 
+-- JSON documents whose keys are joined one by one; see src/resolve/maps.ts. What is known of a path is {"v": version of what is there,
+-- "f": version of the last value there (of an object), "c": {key: path}}. `above` is the version of the object around, `over` that of the last value above.
+-- The path after a write of this version. Nobody's search_path is asked.
+create function coregent.map_next(before jsonb, now jsonb, path jsonb, above bigint, over bigint, version bigint, depth integer) returns jsonb
+language plpgsql immutable parallel safe
+as $$
+declare
+  at bigint := coalesce((path operator(pg_catalog.->) 'v')::bigint, case when before is not null then above end);
+  put bigint := greatest((path operator(pg_catalog.->) 'f')::bigint, over);
+  below pg_catalog.jsonb := coalesce(path operator(pg_catalog.->) 'c', '{}');
+  written pg_catalog.jsonb;
+begin
+  if depth operator(pg_catalog.>=) 32 or coalesce(pg_catalog.jsonb_typeof(now) operator(pg_catalog.<>) 'object', true) then
+    return pg_catalog.jsonb_build_object('v', version);
+  elsif coalesce(pg_catalog.jsonb_typeof(before) operator(pg_catalog.<>) 'object', true) then
+    if at operator(pg_catalog.>) coalesce(over, -1) then
+      return pg_catalog.jsonb_build_object('v', version, 'f', at);
+    end if;
+    return pg_catalog.jsonb_build_object('v', version);
+  end if;
+  select pg_catalog.jsonb_object_agg(k.key, coregent.map_next(k.old, k.new, below operator(pg_catalog.->) k.key, at, put, version, depth operator(pg_catalog.+) 1))
+  into written from (
+    select coalesce(o.key, n.key) as key, o.value as old, n.value as new
+    from pg_catalog.jsonb_each(before) as o full join pg_catalog.jsonb_each(now) as n on o.key operator(pg_catalog.=) n.key
+    where row(o.value)::pg_catalog.record operator(pg_catalog.*<>) row(n.value)::pg_catalog.record) as k;
+  if written is null then
+    return path;
+  end if;
+  return coalesce(path, '{}') operator(pg_catalog.||) pg_catalog.jsonb_build_object('c', below operator(pg_catalog.||) written);
+end$$;
+
+-- The join of a path of two documents: {"d": what is there, "n": what is known of it, "a", "b": something of this side is lost that the other had not seen}.
+create function coregent.map_join(
+  a jsonb, a_path jsonb, a_above bigint, a_over bigint, a_seen jsonb,
+  b jsonb, b_path jsonb, b_above bigint, b_over bigint, b_seen jsonb,
+  above bigint, depth integer) returns jsonb
+language plpgsql immutable parallel safe
+as $$
+declare
+  over bigint := greatest(a_over, b_over);
+  a_object boolean := depth < 32 and coalesce(jsonb_typeof(a) = 'object', false);
+  b_object boolean := depth < 32 and coalesce(jsonb_typeof(b) = 'object', false);
+  a_at bigint := coalesce((a_path -> 'v')::bigint, case when a is not null then a_above end);
+  b_at bigint := coalesce((b_path -> 'v')::bigint, case when b is not null then b_above end);
+  a_put bigint := greatest(case when a_object then (a_path -> 'f')::bigint else a_at end, a_over);
+  b_put bigint := greatest(case when b_object then (b_path -> 'f')::bigint else b_at end, b_over);
+  put bigint := greatest(a_put, b_put, over);
+  made bigint := greatest(case when a_object then a_at end, case when b_object then b_at end);
+  at bigint := greatest(made, put);
+  -- Read out of its place once.
+  a_keys jsonb := case when a_object then a || '{}' else '{}' end;
+  b_keys jsonb := case when b_object then b || '{}' else '{}' end;
+  a_below jsonb := coalesce(a_path -> 'c', '{}');
+  b_below jsonb := coalesce(b_path -> 'c', '{}');
+  is_object boolean := false;
+  a_lost boolean := false;
+  b_lost boolean := false;
+  doc jsonb;
+  path jsonb := '{}';
+  below jsonb;
+begin
+  -- What only one side knows of stays as it is, unless a value above is over it.
+  if b is null and b_path is null and a_over is not distinct from over then
+    doc := a;
+    path := coalesce(a_path, '{}') - 'v';
+    at := a_at;
+  elsif a is null and a_path is null and b_over is not distinct from over then
+    doc := b;
+    path := coalesce(b_path, '{}') - 'v';
+    at := b_at;
+  else
+    if made is not null then
+      select jsonb_object_agg(k.key, k.joined -> 'd') filter (where k.joined ? 'd'), jsonb_object_agg(k.key, k.joined -> 'n') filter (where k.joined ? 'n'),
+        coalesce(bool_or(k.joined ? 'a'), false), coalesce(bool_or(k.joined ? 'b'), false)
+      into doc, below, a_lost, b_lost
+      from (
+        select e.key, case
+            when a_at = at and b_at = at and e.mine_path is null and e.theirs_path is null and row(e.mine)::record operator(pg_catalog.*=) row(e.theirs)::record
+              then jsonb_build_object('d', e.mine)
+            else coregent.map_join(e.mine, e.mine_path, a_at, a_put, a_seen, e.theirs, e.theirs_path, b_at, b_put, b_seen, at, depth + 1) end as joined
+        from (
+          select u.key, a_keys -> u.key as mine, a_below -> u.key as mine_path, b_keys -> u.key as theirs, b_below -> u.key as theirs_path
+          from (select jsonb_object_keys(a_keys) union select jsonb_object_keys(b_keys) union select jsonb_object_keys(a_below) union select jsonb_object_keys(b_below)) as u (key)) as e
+        offset 0) as k;
+      is_object := coalesce(made >= put, true) or doc is not null or below is not null;
+    end if;
+    if is_object then
+      doc := coalesce(doc, '{}');
+      if put > coalesce(over, -1) then
+        path := jsonb_build_object('f', put);
+      end if;
+      if below is not null then
+        path := path || jsonb_build_object('c', below);
+      end if;
+    else
+      at := put;
+      if not a_object and a_at = put then
+        doc := a;
+      end if;
+      -- Of one version: older than replication, or a backup was restored.
+      if not b_object and b_at = put and (doc is null or b::text collate "C" > doc::text collate "C") then
+        doc := b;
+      end if;
+      if doc is null and put = over then
+        at := null;
+      end if;
+    end if;
+    a_lost := a_lost or (a_at is not null and (a_object <> is_object or (not a_object and row(a)::record operator(pg_catalog.*<>) row(doc)::record))
+      and (not coregent.seen_covers(b_seen, a_at) or coalesce(a_at = b_at and not (b_object and coalesce((b_path -> 'f')::bigint >= a_at, false)), false)));
+    b_lost := b_lost or (b_at is not null and (b_object <> is_object or (not b_object and row(b)::record operator(pg_catalog.*<>) row(doc)::record))
+      and (not coregent.seen_covers(a_seen, b_at) or coalesce(a_at = b_at and not (a_object and coalesce((a_path -> 'f')::bigint >= b_at, false)), false)));
+  end if;
+  if at is not null and (doc is null or at <> above) then
+    path := path || jsonb_build_object('v', at);
+  end if;
+  return case when doc is null then '{}' else jsonb_build_object('d', doc) end
+    || case when path = '{}' then '{}' else jsonb_build_object('n', path) end
+    || case when a_lost then jsonb '{"a": true}' else '{}' end || case when b_lost then jsonb '{"b": true}' else '{}' end;
+end$$;
+
 create view coregent.conflicts as
 select
   c.id,
@@ -356,5 +476,6 @@ revoke all on all tables in schema coregent from public;
 revoke all on all functions in schema coregent from public;
 grant execute on function coregent.region(), coregent.list_siblings(regclass), coregent.version_region(bigint), coregent.version_time(bigint) to public;
 -- What stamps an application's update runs with the application's rights.
-grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb), coregent.counter_value(jsonb) to public;
+grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb), coregent.counter_value(jsonb),
+  coregent.map_next(jsonb, jsonb, jsonb, bigint, bigint, bigint, integer) to public;
 grant select on coregent.regions, coregent.this_region, coregent.tables, coregent.status, coregent.siblings to public;

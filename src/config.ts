@@ -79,7 +79,7 @@ const rate = z.unknown().transform((given, context): Rate => {
 });
 
 /** What this version carries out: a clear fault beats a rule silently not kept. */
-const columnRules = COLUMN_RULES.filter((rule) => ['counter', 'max', 'min', 'set'].includes(rule));
+const columnRules = COLUMN_RULES.filter((rule) => ['counter', 'max', 'min', 'set', 'map'].includes(rule));
 const conflict = z.enum(TABLE_RULES).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });

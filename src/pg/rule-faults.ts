@@ -12,6 +12,7 @@ const NEEDS: Readonly<Partial<Record<ColumnRule, { readonly what: string; fits(c
     fits: ({ type }) => /^(smallint|integer|bigint|numeric(\(.*\))?)$/.test(type),
   },
   set: { what: 'an array', fits: ({ type }) => type.endsWith('[]') },
+  map: { what: 'jsonb', fits: ({ type }) => type === 'jsonb' },
   max: { what: 'of a type with an order', fits: ({ type }) => !UNORDERED.test(type) },
   min: { what: 'of a type with an order', fits: ({ type }) => !UNORDERED.test(type) },
 };

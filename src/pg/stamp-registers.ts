@@ -59,7 +59,7 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
 }
 
 /** The state that an insert left out, for the row with this alias. */
-function writtenOut({ counters, sets }: Layout, row: string): string {
+function writtenOut({ counters, sets, maps }: Layout, row: string): string {
   const at = `${row}.${version}`;
   const from = `${row}.${parent}`;
   const region = regionOf(at);
@@ -94,6 +94,7 @@ function writtenOut({ counters, sets }: Layout, row: string): string {
           ] as const,
         ]
       : []),
+    ...(maps.length > 0 ? [["'m'", object(maps.map(({ name }) => [literal(name), EMPTY]))] as const] : []),
   ]);
   const horizon = `case when ${from} ${op('<')} ${REPLACED_MERGED} then ${object([["'h'", `${op('-')} ${from}`]])} else ${EMPTY} end`;
   return `${written} ${op('||')} ${horizon}`;
@@ -156,7 +157,7 @@ function shown(column: Column): string {
 
 /** The parts of the state that an update changes, `base` being the state before. */
 function changes(
-  { registers, counters, sets }: Layout,
+  { registers, counters, sets, maps }: Layout,
   region: number,
   groups: readonly (readonly string[])[],
 ): (readonly [string, string])[] {
@@ -208,6 +209,15 @@ function changes(
       const elements = `(base ${op('->')} 's' ${op('->')} ${literal(name)})`;
       const next = `coregent.set_next(${elements}, new.${ident(name)}::pg_catalog.text[], ${now})`;
       return [literal(name), `case when ${differ([column])} then ${next} else ${elements} end`];
+    }),
+  );
+  part(
+    'm',
+    maps.map((column) => {
+      const name = ident(column.name);
+      const path = `(base ${op('->')} 'm' ${op('->')} ${literal(column.name)})`;
+      const next = `coregent.map_next(old.${name}, new.${name}, ${path}, (base ${op('->')} 'b')::pg_catalog.int8, null, ${now}, 0)`;
+      return [literal(column.name), `case when ${differ([column])} then ${next} else ${path} end`];
     }),
   );
   return found;

@@ -12,6 +12,7 @@ export interface Layout {
   readonly registers: readonly RegisterColumns[];
   readonly counters: readonly Column[];
   readonly sets: readonly Column[];
+  readonly maps: readonly Column[];
   /** With `most`: the greater value stays; else the smaller. */
   readonly bounds: readonly { readonly column: Column; readonly most: boolean }[];
 }
@@ -43,6 +44,7 @@ export function layoutOf(table: Table): Layout {
           : [],
     counters: ruled('counter'),
     sets: ruled('set'),
+    maps: ruled('map'),
     bounds: [
       ...ruled('max').map((column) => ({ column, most: true })),
       ...ruled('min').map((column) => ({ column, most: false })),

@@ -26,7 +26,7 @@ export interface RegisterSql {
 
 /** `registers.ts` read into SQL, but for the statements themselves. */
 export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): RegisterSql {
-  const { registers, counters, sets, bounds } = layoutOf(table);
+  const { registers, counters, sets, maps, bounds } = layoutOf(table);
   const state = (alias: string): string => `${alias}.${ident(STATE)}`;
   const simple = (alias: string): string => `${p(alias)} <> ${MERGED}`;
   const life = (alias: string): string =>
@@ -60,13 +60,36 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
         and (${mine} = ${theirs} or not (${covered('t', theirs)} or ${covered('s', mine)})))`,
     };
   });
+  /** The join of a document, `mine` and `theirs` being what the states know of it, `base` the versions of the inserts. */
+  const document = (name: string, side: (alias: string) => readonly [path: string, base: string]): string => {
+    const given = ['t', 's'].map((alias) => {
+      const [path, base] = side(alias);
+      return {
+        base,
+        text: `${alias}.${ident(name)}, ${path} -> 'm' -> ${literal(name)}, ${base}, null, ${sees(alias)}`,
+      };
+    });
+    const [mine, theirs] = given as [(typeof given)[0], (typeof given)[0]];
+    return `coregent.map_join(${mine.text}, ${theirs.text}, greatest(${mine.base}, ${theirs.base}), 0)`;
+  };
+  const base = (alias: string): string =>
+    `case when ${state(alias)} is null then ${v(alias)} else (${state(alias)} ->> 'b')::int8 end`;
+  const documents = maps.map(({ name }) => document(name, (alias) => [state(alias), base(alias)]));
   const outcome = (known: string): string => {
-    const here = met.map(({ lost, wins }) => `(${lost} and ${wins})`).join(' or ') || 'false';
-    const there = met.map(({ lost, wins }) => `(${lost} and not ${wins})`).join(' or ') || 'false';
+    const anyOf = (side: 'a' | 'b', condition: (register: (typeof met)[0]) => string): string =>
+      [...met.map((each) => `(${condition(each)})`), ...documents.map((_, index) => `d.m${index} ? '${side}'`)].join(
+        ' or ',
+      ) || 'false';
+    const here = anyOf('a', ({ lost, wins }) => `${lost} and ${wins}`);
+    const there = anyOf('b', ({ lost, wins }) => `${lost} and not ${wins}`);
+    const parts = `case when ${here} then case when ${there} then 'merge' else 'apply' end when ${there} then 'keep' end`;
+    const alike =
+      documents.length === 0
+        ? parts
+        : `(select ${parts} from (select ${documents.map((each, index) => `${each} as m${index}`).join(', ')} offset 0) d)`;
     return `case when ${life('s')} > ${life('t')} then case when ${hadSeen(sees('s'), 't')} then null else 'apply' end
         when ${life('s')} < ${life('t')} then case when ${hadSeen(sees('t'), 's')} or ${known} then null else 'keep' end
-        when ${here} then case when ${there} then 'merge' else 'apply' end
-        when ${there} then 'keep' end`;
+        else ${alike} end`;
   };
 
   /** The state of a row, written out where it is null. */
@@ -80,11 +103,13 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       `'l', greatest(${p(alias)}, 0), 'b', ${v(alias)}, 'r', '{}'::jsonb, 'seen', ${vector(v(alias))}`,
       ...(counters.length > 0 ? [`'n', ${of(counters, share)}`] : []),
       ...(sets.length > 0 ? [`'s', ${of(sets, elements)}`] : []),
+      ...(maps.length > 0 ? [`'m', ${of(maps, () => `'{}'::jsonb`)}`] : []),
     ];
     return `coalesce(${state(alias)}, jsonb_build_object(${pairs.join(', ')})
         || case when ${p(alias)} < ${REPLACED_MERGED} then jsonb_build_object('h', ${horizon(alias)}) else '{}' end)`;
   };
   const won = (index: number): string => `_coregent_w${index}`;
+  const doc = (index: number): string => `_coregent_d${index}`;
   const shown = new Map<string, string>([
     ...registers.flatMap(({ columns }, index) =>
       columns.map(
@@ -98,6 +123,10 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
     }),
     ...sets.map(
       ({ name, type }) => [name, `coregent.set_value(w._coregent_joined -> 's' -> ${literal(name)})::${type}`] as const,
+    ),
+    ...maps.map(
+      ({ name }, index) =>
+        [name, `case when w._coregent_later then s.${ident(name)} else w.${doc(index)} -> 'd' end`] as const,
     ),
     ...bounds.map(({ column: { name }, most }) => {
       const [mine, theirs] = [`t.${ident(name)}`, `s.${ident(name)}`];
@@ -120,12 +149,25 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       ? `${shown.has(name) ? 'k' : 't'}.${ident(name)}`
       : `case k._coregent_whose when 's' then s.${ident(name)} when 't' then t.${ident(name)} else ${merged[name]} end as ${ident(name)}`;
   const wins = met.map((each, index) => `, (e._coregent_later or ${each.wins}) as ${won(index)}`).join('');
+  const docs = maps.map(({ name }, index) => {
+    const of = document(name, (alias) => {
+      const whose = `e._coregent_${alias === 't' ? 'mine' : 'theirs'}`;
+      return [whose, `(${whose} ->> 'b')::int8`];
+    });
+    const later = `jsonb_build_object('n', e._coregent_theirs -> 'm' -> ${literal(name)})`;
+    return `, case when e._coregent_later then ${later} else ${of} end as ${doc(index)}`;
+  });
+  const paths = maps.map(({ name }, index) => `${literal(name)}, coalesce(w.${doc(index)} -> 'n', '{}')`);
+  const stored =
+    maps.length > 0
+      ? `w._coregent_joined || jsonb_build_object('m', jsonb_build_object(${paths.join(', ')}))`
+      : 'w._coregent_joined';
   const values = names.map((name) => `, ${shown.get(name)} as ${ident(name)}`).join('');
   // Each step is fenced off (`offset 0`), so that none is worked out twice.
   const joined = (columns: readonly string[]): string => `select ${columns.map(column).join(', ')} from (
       select m.*, case when ${same('s', '_coregent_theirs')} then 's' when ${same('t', '_coregent_mine')} then 't' else 'm' end as _coregent_whose from (
-        select w._coregent_joined, w._coregent_mine, w._coregent_theirs${values} from (
-          select e.*, coregent.state_join(e._coregent_mine, e._coregent_theirs) as _coregent_joined${wins} from (
+        select ${stored} as _coregent_joined, w._coregent_mine, w._coregent_theirs${values} from (
+          select e.*, coregent.state_join(e._coregent_mine, e._coregent_theirs) as _coregent_joined${wins}${docs.join('')} from (
             select ${written('t')} as _coregent_mine, ${written('s')} as _coregent_theirs, ${life('s')} > ${life('t')} as _coregent_later offset 0
           ) e offset 0) w offset 0) m offset 0) k`;
   return { simple, life, ended, sees, deleterSaw, hadSeen, twins, outcome, joined };

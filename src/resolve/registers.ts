@@ -1,8 +1,19 @@
 import { regionOf, type Version } from '../model/version.ts';
+import {
+  type Doc,
+  docOf,
+  joinNodes,
+  lostNodes,
+  type MapNode,
+  plainNode,
+  rewritten,
+  storedNode,
+  textOf,
+} from './maps.ts';
 import { contains, covers, joinVectors, NOTHING_SEEN, type Vector, withWrite } from './vector.ts';
 
 /**
- * Rows that are joined part by part, read in memory: the rule `columns`, and the column rules `counter`, `set`, `max`, `min`.
+ * Rows that are joined part by part, read in memory: the rule `columns`, and the column rules `counter`, `set`, `map`, `max`, `min`.
  * The specification; `compile-registers.ts` reads it into SQL, `pg/stamp-registers.ts` into triggers. `docs/convergence.md` says why it converges.
  */
 
@@ -18,6 +29,7 @@ export interface Shape {
   readonly groups?: readonly (readonly string[])[];
   readonly counters: readonly string[];
   readonly sets: readonly string[];
+  readonly maps: readonly string[];
   readonly maxima: readonly string[];
   readonly minima: readonly string[];
 }
@@ -46,6 +58,7 @@ export interface Life {
   readonly counters: ReadonlyMap<string, ReadonlyMap<number, Share>>;
   /** Of each element the versions of the writes that added it, ascending. */
   readonly sets: ReadonlyMap<string, ReadonlyMap<string, readonly Version[]>>;
+  readonly maps: ReadonlyMap<string, MapNode | undefined>;
   readonly bounds: ReadonlyMap<string, bigint>;
   /** The writes that are in it. */
   readonly seen: Vector;
@@ -79,6 +92,7 @@ export interface Values {
   readonly registers: Readonly<Record<string, string>>;
   readonly counters: Readonly<Record<string, bigint>>;
   readonly sets: Readonly<Record<string, readonly string[]>>;
+  readonly maps: Readonly<Record<string, Doc | undefined>>;
   readonly bounds: Readonly<Record<string, bigint>>;
 }
 
@@ -109,6 +123,7 @@ export function plainRow(shape: Shape, values: Values, version: Version, parent:
     registers: mapOf(shape.registers, (name) => ({ version, value: values.registers[name]! })),
     counters: mapOf(shape.counters, (name) => new Map([[region, { version, share: values.counters[name]! }]])),
     sets: mapOf(shape.sets, (name) => new Map([...new Set(values.sets[name]!)].map((element) => [element, [version]]))),
+    maps: mapOf(shape.maps, (name) => plainNode(values.maps[name], version)),
     bounds: mapOf(boundsOf(shape), (name) => values.bounds[name]!),
     seen: new Map([[region, version]]),
   };
@@ -138,6 +153,7 @@ export function updated(shape: Shape, old: Row, values: Values, version: Version
       const elements = old.sets.get(name)!;
       return new Map([...new Set(values.sets[name]!)].map((each) => [each, elements.get(each) ?? [version]]));
     }),
+    maps: mapOf(shape.maps, (name) => rewritten(old.maps.get(name), values.maps[name], version)),
     bounds: mapOf(boundsOf(shape), (name) => bound(shape, name, old.bounds.get(name)!, values.bounds[name]!)),
     seen: withWrite(old.seen, version),
   };
@@ -170,6 +186,7 @@ export function valuesOf(shape: Shape, row: Row): Values {
         .sort((a, b) => compare(a[1][0]!, b[1][0]!) || compareText(a[0], b[0]))
         .map(([each]) => each),
     ),
+    maps: from(shape.maps, (name) => docOf(row.maps.get(name))),
     bounds: from(boundsOf(shape), (name) => row.bounds.get(name)!),
   };
 }
@@ -205,6 +222,7 @@ function joinLives(shape: Shape, a: Life, b: Life): Life {
     sets: mapOf(shape.sets, (name) =>
       joinSets({ elements: a.sets.get(name)!, seen: a.seen }, { elements: b.sets.get(name)!, seen: b.seen }),
     ),
+    maps: mapOf(shape.maps, (name) => joinNodes(a.maps.get(name), b.maps.get(name))),
     bounds: mapOf(boundsOf(shape), (name) => bound(shape, name, a.bounds.get(name)!, b.bounds.get(name)!)),
     seen: joinVectors(a.seen, b.seen),
   };
@@ -286,7 +304,7 @@ export interface Conflict {
 
 /**
  * The conflict that `write` meets in a region that knows `state`, if any. Counters, sets and bounds lose nothing: they are no conflict,
- * as long as the row lives. A delete that meets a delete, or a row of a later life, is none.
+ * as long as the row lives; of a document the paths that both wrote are one. A delete that meets a delete, or a row of a later life, is none.
  */
 export function conflict(shape: Shape, state: State, write: Write): Conflict | undefined {
   const here = visible(state);
@@ -319,6 +337,12 @@ export function conflict(shape: Shape, state: State, write: Write): Conflict | u
     if (laterRegister(mine, theirs) === theirs) lost.here = true;
     else lost.there = true;
   }
+  for (const name of shape.maps) {
+    const [mine, theirs] = [here.maps.get(name), row.maps.get(name)];
+    const joined = joinNodes(mine, theirs);
+    if (lostNodes(mine, theirs, joined, row.seen)) lost.here = true;
+    if (lostNodes(theirs, mine, joined, here.seen)) lost.there = true;
+  }
   if (lost.here && lost.there) return met('merge');
   if (lost.here) return met('apply');
   return lost.there ? met('keep') : undefined;
@@ -340,6 +364,7 @@ export function storedState(shape: Shape, row: Row): unknown {
       ? { n: object(row.counters, (shares) => object(shares, ({ version, share }) => [version, share])) }
       : {}),
     ...(shape.sets.length > 0 ? { s: object(row.sets, (elements) => object(elements, (adds) => adds)) } : {}),
+    ...(shape.maps.length > 0 ? { m: object(row.maps, (node) => storedNode(node, row.base)) } : {}),
   };
 }
 
@@ -348,16 +373,27 @@ function sameLife(a: Life, b: Life): boolean {
 }
 
 /** A text that is equal for equal lives. */
-export function imageOf({ life, horizon, base, registers, counters, sets, bounds, seen }: Life): string {
+export function imageOf({ life, horizon, base, registers, counters, sets, maps, bounds, seen }: Life): string {
   const sorted = (value: unknown): unknown =>
     value instanceof Map
       ? [...value]
           .map(([key, each]) => [String(key), sorted(each)])
           .sort(([a], [b]) => compareText(String(a), String(b)))
       : value;
-  return JSON.stringify([life, horizon, base, ...[registers, counters, sets, bounds, seen].map(sorted)], (_, value) =>
+  const documents = mapOf([...maps.keys()], (name) => {
+    const node = maps.get(name);
+    return [textOf(docOf(node)), sorted(treeOf(storedNode(node, base)))];
+  });
+  const parts = [registers, counters, sets, documents, bounds, seen];
+  return JSON.stringify([life, horizon, base, ...parts.map(sorted)], (_, value) =>
     typeof value === 'bigint' ? String(value) : value,
   );
+}
+
+/** Objects as maps. */
+function treeOf(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null) return value;
+  return new Map(Object.entries(value).map(([key, each]) => [key, treeOf(each)]));
 }
 
 function later(a: Version, b: Version): Version {

@@ -30,10 +30,13 @@ beforeAll(async () => {
     create table numerics (id numeric primary key, v text);
     create table domains (id code primary key, v text);
     create table composites (id pair primary key, v text);
+    create table joined (id int primary key, v text, n int, tags text[], doc jsonb);
     -- The index of "first" is asked before that of the key.
     create table waits (id int not null, first int unique, v text);
     alter table waits add primary key (id)`);
-  await installRegion(database.url);
+  await installRegion(database.url, 1, {
+    joined: { conflict: 'columns', columns: { n: 'counter', tags: 'set', doc: 'map' } },
+  });
 });
 afterAll(async () => {
   await database.drop();
@@ -123,7 +126,7 @@ test('J1: a role without rights on our schema, and with a path of namesakes, tem
   await using app = await session(
     `create type pg_temp.code as (a int); grant ${role} to current_user; set role ${role}`,
   );
-  for (const name of ['int8', 'regclass', 'float8', 'text']) {
+  for (const name of ['int8', 'regclass', 'float8', 'text', 'jsonb', 'numeric']) {
     await app.query(`create domain pg_temp.${name} as pg_catalog.bool check (false)`);
   }
   for (const name of OWN) await app.query(`create temporary table ${tombstoneName(named(name))} ()`);
@@ -159,4 +162,22 @@ test('J1: a role without rights on our schema, and with a path of namesakes, tem
       await app.query(`delete from ${table}`);
     }
   }
+
+  // Rows joined part by part.
+  const row = `'first', 1, '{a}', '{"a": 1}'`;
+  const plus = 'operator(pg_catalog.+)';
+  await app.query(`insert into joined values (1, ${row})`);
+  await app.query(`update joined set v = 'second', n = n ${plus} 1, tags = '{a,b}', doc = '{"a": {"b": 1}, "c": 1}'`);
+  await app.query(`update joined set n = n ${plus} 1, tags = '{b}', doc = '{"a": {"b": 2}}'`);
+  await app.query('update joined set id = 2');
+  await app.query('delete from joined');
+  await app.query(`insert into joined values (2, ${row})`);
+  await app.query(`update joined set n = n ${plus} 1, tags = '{b}', doc = '{"a": {}}'`);
+  const { rows: state } = await database.query(
+    `select _coregent_state - 'l' - 'b' - 'seen' = jsonb_build_object('r', '{}'::jsonb, 'n', jsonb_build_object('n', jsonb_build_object('1', jsonb_build_array(_coregent_version, 2))),
+      's', jsonb_build_object('tags', jsonb_build_object('b', jsonb_build_array(_coregent_version))),
+      'm', jsonb_build_object('doc', jsonb_build_object('c', jsonb_build_object('a', jsonb_build_object('v', _coregent_version, 'f', _coregent_state -> 'b'))))) as stamped from joined`,
+  );
+  expect(state).toEqual([{ stamped: true }]);
+  await app.query('delete from joined');
 });

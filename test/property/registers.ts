@@ -29,6 +29,7 @@ import {
   type Write,
 } from '../../src/resolve/registers.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
+import { docChanges, parseDoc } from './documents.ts';
 import { begin, type Cell, commit, insert, ROWS, relation, TOMBSTONES, update } from './encode.ts';
 import { REGIONS, type Region } from './history.ts';
 import { type Applier, applyPatiently, installRegion, openApplier } from './region.ts';
@@ -38,9 +39,9 @@ import { type Applier, applyPatiently, installRegion, openApplier } from './regi
  * the store. Beside each database goes what `resolve/registers.ts` says of it.
  */
 
-const COLUMNS = 'id, a, b, n, tags, high, low';
-const PARTS = { counters: ['n'], sets: ['tags'], maxima: ['high'], minima: ['low'] };
-const RULES = { n: 'counter', tags: 'set', high: 'max', low: 'min' } as const;
+const COLUMNS = 'id, a, b, n, tags, doc, high, low';
+const PARTS = { counters: ['n'], sets: ['tags'], maps: ['doc'], maxima: ['high'], minima: ['low'] };
+const RULES = { n: 'counter', tags: 'set', doc: 'map', high: 'max', low: 'min' } as const;
 
 /** Tables that mix rules, by name. */
 export const TABLES: Readonly<
@@ -74,6 +75,8 @@ export interface Change {
   readonly n?: number | undefined;
   readonly add?: string | undefined;
   readonly remove?: string | undefined;
+  /** What `doc` becomes, as SQL. */
+  readonly doc?: string | undefined;
   readonly high?: number | undefined;
   readonly low?: number | undefined;
 }
@@ -107,6 +110,7 @@ const change: fc.Arbitrary<Change> = fc.record({
   n: some(fc.integer({ min: -3, max: 5 })),
   add: some(word),
   remove: some(word),
+  doc: some(docChanges),
   high: some(fc.nat({ max: 9 })),
   low: some(fc.nat({ max: 9 })),
 });
@@ -160,7 +164,7 @@ export async function openBench(): Promise<Bench> {
     const database = await makeDatabase(each - 1);
     for (const [name, { key, more }] of Object.entries(TABLES)) {
       await database.query(
-        `create table ${name} (id ${key} primary key, a text, b text, n int not null, tags text[], high int, low int${more})`,
+        `create table ${name} (id ${key} primary key, a text, b text, n int not null, tags text[], doc jsonb, high int, low int${more})`,
       );
     }
     await installRegion(database.url, each, rules);
@@ -180,6 +184,8 @@ export async function openBench(): Promise<Bench> {
   };
 }
 
+/** What a document begins with, as SQL. */
+const DOC = `'{"a": 1, "b": {"a": 1.0, "c": {}}}'::jsonb`;
 const BEGIN = { a: 'p', b: 'q', n: 0, tags: [] as string[], high: 0, low: 9 };
 
 /** One region of a history that is being played. */
@@ -224,18 +230,19 @@ class Place {
   }
 
   /** The columns of a row as the specification knows them. */
-  valuesOf({ id, a, b, n, tags, high, low }: Record<string, unknown>): Values {
+  valuesOf({ id, a, b, n, tags, doc_text, high, low }: Record<string, unknown>): Values {
     const whole = this.target.staging.table.exactKey ? `(${a},${b})` : `(${id},${a},${b})`;
     return {
       registers: this.shape.registers[0] === '*' ? { '*': whole } : { a: String(a), b: String(b) },
       counters: { n: BigInt(n as number) },
       sets: { tags: tags as string[] },
+      maps: { doc: parseDoc(doc_text as string | null) },
       bounds: { high: BigInt(high as number), low: BigInt(low as number) },
     };
   }
 
   async read(key: number): Promise<Record<string, unknown> | undefined> {
-    const { rows } = await this.app.query(`select * from ${this.table} where id = $1`, [key]);
+    const { rows } = await this.app.query(`select *, doc::text as doc_text from ${this.table} where id = $1`, [key]);
     return rows[0];
   }
 
@@ -243,7 +250,7 @@ class Place {
   async existed(key: number, change: Change): Promise<void> {
     const row = changed(BEGIN, change);
     await this.applier.client.query(
-      `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, array(select distinct unnest($5::text[]) order by 1), $6, $7)`,
+      `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, array(select distinct unnest($5::text[]) order by 1), ${docFrom(change)}, $6, $7)`,
       [key, row.a, row.b, row.n, row.tags, row.high, row.low],
     );
     const found = (await this.read(key))!;
@@ -262,6 +269,7 @@ class Place {
           change.a && `a = '${change.a}'`,
           change.b && `b = '${change.b}'`,
           change.n && `n = n + ${change.n}`,
+          change.doc && `doc = ${change.doc}`,
           change.high !== undefined && `high = ${change.high}`,
           change.low !== undefined && `low = ${change.low}`,
           (change.add ?? change.remove) &&
@@ -270,10 +278,10 @@ class Place {
         await this.app.query(`update ${this.table} set ${set.length > 0 ? set.join(', ') : 'a = a'} where id = ${key}`);
       } else {
         const row = changed(BEGIN, change);
-        await this.app.query(`insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7)`, [
-          key,
-          ...[row.a, row.b, row.n, row.tags, row.high, row.low],
-        ]);
+        await this.app.query(
+          `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, $5, ${docFrom(change)}, $6, $7)`,
+          [key, ...[row.a, row.b, row.n, row.tags, row.high, row.low]],
+        );
       }
       const found = (await this.read(key))!;
       const version = BigInt(found._coregent_version as string);
@@ -402,7 +410,9 @@ class Place {
 
   /** What the database holds. */
   async content(): Promise<Record<string, unknown>> {
-    const { rows } = await this.applier.client.query(`select *, ${STATE}::text as stored from ${this.table}`);
+    const { rows } = await this.applier.client.query(
+      `select *, doc::text as doc_text, ${STATE}::text as stored from ${this.table}`,
+    );
     const { rows: tombs } = await this.applier.client.query(`select * from ${this.tombs}`);
     return Object.fromEntries([
       ...rows.map((row) => [
@@ -461,10 +471,18 @@ function changed(row: typeof BEGIN, { a, b, n, add, remove, high, low }: Change)
   };
 }
 
+/** The document of an insert, as SQL. */
+function docFrom({ doc }: Change): string {
+  return doc === undefined ? DOC : `(select ${doc} from (select ${DOC} as doc) d)`;
+}
+
 /** Everything that is a number as text, so that both sides can be compared. */
 function plain(value: unknown): unknown {
   return JSON.parse(
-    JSON.stringify(value, (_, each) => (typeof each === 'bigint' || typeof each === 'number' ? String(each) : each)),
+    JSON.stringify(value, (_, each) => {
+      if (each instanceof Map) return Object.fromEntries(each);
+      return typeof each === 'bigint' || typeof each === 'number' ? String(each) : each;
+    }),
   );
 }
 

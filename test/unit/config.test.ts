@@ -206,7 +206,7 @@ conflicts: { alert: 10, max_size: 1 }
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
       '9 tables.public.carts.conflict the rule `strong` is not yet available; use `lww`, `fww`, `columns`, `siblings`, `custom`',
-      '10 tables.public.posts.columns.likes the rule `text` is not yet available; use `counter`, `max`, `min`, `set`',
+      '10 tables.public.posts.columns.likes the rule `text` is not yet available; use `counter`, `max`, `min`, `set`, `map`',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
       expect.stringMatching(/^13 batch.rows must be/),

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { makeVersion, regionOf, type Version } from '../../src/model/version.ts';
+import { type Doc, textOf } from '../../src/resolve/maps.ts';
 import {
   conflict,
   deleted,
@@ -24,7 +25,14 @@ import { contains, covers } from '../../src/resolve/vector.ts';
 
 const RUNS = Number(process.env.COREGENT_RUNS ?? 120);
 
-const SHAPE: Shape = { registers: ['a', 'b'], counters: ['n'], sets: ['tags'], maxima: ['high'], minima: ['low'] };
+const SHAPE: Shape = {
+  registers: ['a', 'b'],
+  counters: ['n'],
+  sets: ['tags'],
+  maps: ['doc'],
+  maxima: ['high'],
+  minima: ['low'],
+};
 const REGIONS = [1, 2, 3];
 const ELEMENTS = ['x', 'y', 'z'];
 
@@ -35,6 +43,7 @@ interface Change {
   readonly n?: bigint | undefined;
   readonly add?: string | undefined;
   readonly remove?: string | undefined;
+  readonly doc?: { readonly path: readonly string[]; readonly to: Doc | undefined } | undefined;
   readonly high?: bigint | undefined;
 }
 
@@ -43,7 +52,7 @@ type Step =
   | { readonly do: 'delete'; readonly at: number }
   | { readonly do: 'hear'; readonly at: number; readonly from: number };
 
-const at = fc.constantFrom(...REGIONS);
+const place = fc.constantFrom(...REGIONS);
 const some = <T>(of: fc.Arbitrary<T>) => fc.option(of, { nil: undefined });
 const change: fc.Arbitrary<Change> = fc.record({
   a: some(fc.constantFrom('p', 'q', 'r')),
@@ -51,12 +60,18 @@ const change: fc.Arbitrary<Change> = fc.record({
   n: some(fc.bigInt({ min: -5n, max: 5n })),
   add: some(fc.constantFrom(...ELEMENTS)),
   remove: some(fc.constantFrom(...ELEMENTS)),
+  doc: some(
+    fc.record({
+      path: fc.array(fc.constantFrom('k', 'k', 'l'), { maxLength: 3 }),
+      to: fc.constantFrom(undefined, undefined, '1', '2', new Map(), new Map([['k', '3']])),
+    }),
+  ),
   high: some(fc.bigInt({ min: 0n, max: 9n })),
 });
 const step: fc.Arbitrary<Step> = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ do: fc.constant('put' as const), at, change }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('delete' as const), at }) },
-  { weight: 5, arbitrary: fc.record({ do: fc.constant('hear' as const), at, from: at }) },
+  { weight: 6, arbitrary: fc.record({ do: fc.constant('put' as const), at: place, change }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('delete' as const), at: place }) },
+  { weight: 5, arbitrary: fc.record({ do: fc.constant('hear' as const), at: place, from: place }) },
 );
 const histories = fc.array(step, { minLength: 2, maxLength: 25 });
 
@@ -64,17 +79,81 @@ const EMPTY: Values = {
   registers: { a: '', b: '' },
   counters: { n: 0n },
   sets: { tags: [] },
+  maps: { doc: undefined },
   bounds: { high: 0n, low: 9n },
 };
 
-function changed(values: Values, { a, b, n = 0n, add, remove, high }: Change): Values {
+function changed(values: Values, { a, b, n = 0n, add, remove, doc, high }: Change): Values {
   const tags = [...values.sets.tags!, ...(add === undefined ? [] : [add])].filter((each) => each !== remove);
   return {
     registers: { a: a ?? values.registers.a!, b: b ?? values.registers.b! },
     counters: { n: values.counters.n! + n },
     sets: { tags },
+    maps: { doc: doc ? put(values.maps.doc, doc.path, doc.to) : values.maps.doc },
     bounds: { high: high ?? values.bounds.high!, low: 9n - (high ?? 0n) },
   };
+}
+
+/** The document with something else at this path, or without it. */
+function put(doc: Doc | undefined, [key, ...rest]: readonly string[], to: Doc | undefined): Doc | undefined {
+  if (key === undefined) return to;
+  const keys = new Map(typeof doc === 'string' ? [] : doc);
+  const below = put(keys.get(key), rest, to);
+  keys.delete(key);
+  return below === undefined ? keys : keys.set(key, below);
+}
+
+/** What a write says of a document: of a path that it is a value, an object, or nothing. */
+interface Said {
+  readonly path: readonly string[];
+  readonly version: Version;
+  readonly is: string;
+}
+
+const isObject = (doc: Doc | undefined): doc is ReadonlyMap<string, Doc> => doc instanceof Map;
+
+/** Read from the documents alone: `before` is undefined where there was no row. */
+function saidBy(
+  before: Doc | undefined,
+  after: Doc | undefined,
+  version: Version,
+  path: readonly string[] = [],
+): readonly Said[] {
+  const below = (key: string): readonly Said[] =>
+    saidBy(isObject(before) ? before.get(key) : undefined, isObject(after) ? after.get(key) : undefined, version, [
+      ...path,
+      key,
+    ]);
+  if (isObject(after)) {
+    const keys = new Set([...(isObject(before) ? before.keys() : []), ...after.keys()]);
+    return [...(isObject(before) ? [] : [{ path, version, is: 'object' }]), ...[...keys].flatMap(below)];
+  }
+  return before === after ? [] : [{ path, version, is: after ?? 'nothing' }];
+}
+
+/** The document that all this comes to, by definition. */
+function docBy(said: readonly Said[], path: readonly string[] = [], floor: Version = -1n): Doc | undefined {
+  const alive = said.filter(({ version }) => version >= floor);
+  const puts = alive.filter((each) => each.path.length === path.length && each.is !== 'object');
+  const last = puts.reduce<Said | undefined>((a, b) => (a && a.version > b.version ? a : b), undefined);
+  const over = last?.version ?? floor;
+  const within = alive.filter(
+    ({ path: { length }, is, version }) => version > over && (length > path.length || is === 'object'),
+  );
+  if (within.length === 0) return last && last.is !== 'nothing' ? last.is : undefined;
+  const inside = within.filter((each) => each.path.length > path.length);
+  const keys = [...new Set(inside.map((each) => each.path[path.length]!))];
+  const shown = keys.map((key) => {
+    return [
+      key,
+      docBy(
+        inside.filter((each) => each.path[path.length] === key),
+        [...path, key],
+        over,
+      ),
+    ] as const;
+  });
+  return new Map(shown.filter((entry): entry is [string, Doc] => entry[1] !== undefined));
 }
 
 /** A write with what its region knew when it wrote. */
@@ -83,6 +162,8 @@ interface Told {
   readonly change: Change;
   readonly before: State;
   readonly after: State;
+  /** Of its document. */
+  readonly said: readonly Said[];
 }
 
 interface Played {
@@ -90,6 +171,10 @@ interface Played {
   /** What was known somewhere at some time. */
   readonly states: readonly State[];
 }
+
+const docIn = (row: Row | undefined): Doc | undefined => row && valuesOf(SHAPE, row).maps.doc;
+const at = (doc: Doc | undefined, [key, ...rest]: readonly string[]): Doc | undefined =>
+  key === undefined ? doc : at(isObject(doc) ? doc.get(key) : undefined, rest);
 
 /** Plays a history of one key in memory. Clocks are one step apart, so that versions say nothing of who saw whom. */
 function play(history: readonly Step[]): Played {
@@ -114,7 +199,8 @@ function play(history: readonly Step[]): Played {
     if (write) {
       known.set(step.at, join(SHAPE, before, stateOf(write)));
       const change = step.do === 'put' ? step.change : {};
-      writes.push({ write, change, before, after: known.get(step.at)! });
+      const said = write.kind === 'row' ? saidBy(docIn(row), docIn(write.row), version) : [];
+      writes.push({ write, change, before, after: known.get(step.at)!, said });
     }
     states.push(known.get(step.at)!);
   }
@@ -208,6 +294,14 @@ describe('rows joined part by part', () => {
                 const written = of.registers.get(name)!;
                 return joined.registers[name] !== written.value && !covers(against.seen, written.version);
               });
+            const goneIn = (told: Told, of: Row, against: Row): boolean =>
+              of.life === against.life &&
+              told.said.some(({ path, is }) => {
+                const found = at(joined.maps.doc, path);
+                return (isObject(found) ? 'object' : (found ?? 'nothing')) !== is;
+              });
+            if (goneIn(one, mine, theirs)) expect(['apply', 'merge']).toContain(met?.outcome);
+            if (goneIn(other, theirs, mine)) expect(['keep', 'merge']).toContain(met?.outcome);
             if (gone(mine, theirs)) expect(['apply', 'merge']).toContain(met?.outcome);
             if (gone(theirs, mine)) expect(['keep', 'merge']).toContain(met?.outcome);
             if (mine.life !== theirs.life) expect(met?.outcome).toBe(mine.life < theirs.life ? 'apply' : 'keep');
@@ -250,6 +344,7 @@ describe('rows joined part by part', () => {
           });
           expect(values.registers[name]).toBe(written.at(-1)!.after.row!.registers.get(name)!.value);
         }
+        expect(textOf(values.maps.doc)).toBe(textOf(docBy(living.flatMap(({ said }) => said))));
         const highs = living.map(({ after }) => after.row!.bounds.get('high')!);
         expect(highs).toContain(values.bounds.high);
         expect(highs.some((high) => high > values.bounds.high!)).toBe(false);
