@@ -72,7 +72,9 @@ export async function connect(url: Secret, where: string, options: ConnectOption
     ...(options.replication ? { replication: 'database' } : {}),
   } as pg.ClientConfig);
   client.on('error', () => {});
-  options.signal?.addEventListener('abort', () => drop(client), { once: true });
+  const onAbort = (): void => drop(client);
+  options.signal?.addEventListener('abort', onAbort);
+  client.once('end', () => options.signal?.removeEventListener('abort', onAbort));
   for (const type of [pg.types.builtins.JSON, pg.types.builtins.JSONB]) client.setTypeParser(type, parseExact);
   try {
     await client.connect();

@@ -1,9 +1,11 @@
+import { getEventListeners } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { expect, test } from 'vitest';
 import { Secret } from '../../src/model/secret.ts';
 import { connect } from '../../src/pg/connect.ts';
 import { Forgetting } from '../../src/pg/forget.ts';
 import { makeDatabase } from '../world/database.ts';
+import { until } from '../world/until.ts';
 
 const DAY = 86_400_000;
 
@@ -58,4 +60,18 @@ test('records of conflicts go by age, by number and by size, the oldest first, a
   } finally {
     await client.end();
   }
+});
+
+test('a connection that has ended leaves nothing at the signal that could have ended it', async () => {
+  await using database = await makeDatabase();
+  const { signal } = new AbortController();
+  const waiting = (): number => getEventListeners(signal, 'abort').length;
+  const client = await connect(new Secret(database.url), 'here', { purpose: 'test', signal });
+  expect(waiting()).toBe(1);
+  await client.end();
+  expect(waiting()).toBe(0);
+  const nowhere = new URL(database.url);
+  nowhere.pathname = '/nowhere';
+  await expect(connect(new Secret(nowhere.href), 'here', { purpose: 'test', signal })).rejects.toThrow('nowhere');
+  await until(() => waiting() === 0, { what: 'the connection that failed to be gone' });
 });
