@@ -148,8 +148,8 @@ function lines(context: Context): Show {
 /** What an agent says of its peers is in the links already. */
 function compact({ regions, links }: WorldView) {
   return {
-    regions: regions.map(({ region, agent, rows, conflicts, written }) => {
-      return { region, agent: agent?.state ?? null, rows, conflicts, written };
+    regions: regions.map(({ region, agent, rows, conflicts, conflicts_by_table, written }) => {
+      return { region, agent: agent?.state ?? null, rows, conflicts, conflicts_by_table, written };
     }),
     links,
   };

@@ -19,7 +19,7 @@ export interface Summary {
 
 /** Events worth a person's eye; the others are in the NDJSON only. */
 const SHOWN =
-  /^(link|region|load|slot|clock)\.|^peer\.(retry|streaming|failed)$|^conflict\.recorded$|^(row|table)\.parked$|^version\.equal$/;
+  /^(link|region|load|slot|clock)\.|^peer\.(retry|streaming|failed)$|^conflict\.recorded$|^keys\.mended$|^table\.parked$|^version\.equal$/;
 const SHOWN_EVENTS = 4;
 
 /** What stands above the live part: where everything is, and how far apart. */
@@ -84,6 +84,7 @@ export function liveBlock(
     return link.state === 'streaming' ? duration(link.lag_ms) : paint.red(`${link.state} ${duration(link.lag_ms)}`);
   };
   const names = now.view.regions.map(({ region }) => region);
+  const met = conflictsByTable(now.view).map(([name, count]) => `${visible(name)} ${paint.yellow(`${count}`)}`);
   const shown = events.filter(({ event }) => SHOWN.test(event)).slice(-SHOWN_EVENTS);
   return [
     table(
@@ -101,9 +102,23 @@ export function liveBlock(
     '',
     matrix('lag, from ↓ to →', names, lag, colour),
     '',
+    `conflicts: ${met.join(', ') || 'none yet'}`,
+    '',
     // Always as many lines, so that the block doesn't jump.
     ...Array.from({ length: SHOWN_EVENTS }, (_, index) => (shown[index] ? paint.dim(eventLine(shown[index])) : '')),
   ].join('\n');
+}
+
+/** Conflicts that the regions recorded, by table without its schema; the most first. */
+function conflictsByTable({ regions }: WorldView): [table: string, count: number][] {
+  const counts = new Map<string, number>();
+  for (const { conflicts_by_table } of regions) {
+    for (const [label, count] of Object.entries(conflicts_by_table ?? {})) {
+      const name = label.replace(/^public\./, '');
+      counts.set(name, (counts.get(name) ?? 0) + count);
+    }
+  }
+  return [...counts].sort(([a, one], [b, other]) => other - one || (a < b ? -1 : 1));
 }
 
 /** The last words. */
@@ -113,15 +128,22 @@ export function closing({ elapsedMs, view, verdicts }: Summary, colour: boolean)
   const transactions = view.regions.reduce((sum, { written }) => sum + written.transactions, 0);
   const written = view.regions.reduce((sum, region) => sum + region.written.rows, 0);
   const differing = verdicts.reduce((sum, { differences }) => sum + differences.length, 0);
+  const refused = view.regions.reduce((sum, region) => sum + region.written.refused, 0);
+  const met = new Map(conflictsByTable(view));
   return [
     `${transactions} transactions (${written} rows) written in ${names.length} regions in ${duration(elapsedMs)}.`,
-    `Conflicts settled: ${view.regions.map(({ region, conflicts }) => `${region} ${conflicts ?? '–'}`).join(', ')}.`,
+    `Conflicts settled: ${view.regions.map(({ region, conflicts }) => `${region} ${conflicts ?? '–'}`).join(', ')}. Writes of rows that another region owns, refused: ${refused}.`,
     '',
     table(
-      [{ title: 'rows' }, ...names.map((title) => ({ title, align: 'right' as const })), { title: '' }],
+      [
+        { title: 'rows' },
+        ...[...names, 'conflicts'].map((title) => ({ title, align: 'right' as const })),
+        { title: '' },
+      ],
       verdicts.map(({ table: name, rows, differences }) => [
         name,
         ...rows.map(String),
+        String(met.get(name.replace(/^public\./, '')) ?? 0),
         differences.length === 0 ? paint.green('equal') : paint.red(`${differences.length} differ`),
       ]),
       colour,

@@ -38,6 +38,20 @@ export async function run({ watch }: StatusOptions, context: Context): Promise<n
   return is('unreachable') ? EXIT.unreachable : is('refused') ? EXIT.refused : EXIT.ok;
 }
 
+/** Tables that are named with their conflicts. */
+const SHOWN_TABLES = 8;
+
+/** Conflicts that the regions recorded, by table; the most first. */
+function byTable(regions: Report['regions']): [table: string, count: number][] {
+  const counts = new Map<string, number>();
+  for (const { conflicts_by_table } of regions) {
+    for (const [name, count] of Object.entries(conflicts_by_table ?? {})) {
+      counts.set(name, (counts.get(name) ?? 0) + count);
+    }
+  }
+  return [...counts].sort(([a, one], [b, other]) => other - one || (a < b ? -1 : 1));
+}
+
 /** The report for people. */
 export function text({ cluster, regions, links }: Report, colour: boolean): string {
   const paint = colours(colour);
@@ -70,6 +84,8 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       `${region}: ${visible(error!.message)} (${error!.code})`,
       ...(state === 'refused' ? [`  ${visible(error!.cure)}`] : []),
     ]);
+  const met = byTable(regions);
+  const further = met.length > SHOWN_TABLES ? ` and ${met.length - SHOWN_TABLES} more tables` : '';
   const lesser = [...new Set(regions.flatMap(({ tier }) => (tier && tier !== 'A' ? [tier] : [])))].sort();
   return [
     `cluster ${cluster}`,
@@ -100,6 +116,15 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       linkRows,
       colour,
     ),
+    ...(met.length > 0
+      ? [
+          '',
+          `conflicts: ${met
+            .slice(0, SHOWN_TABLES)
+            .map(([name, count]) => `${visible(name)} ${count}`)
+            .join(', ')}${further}`,
+        ]
+      : []),
     ...regions.flatMap(({ region, paused }) =>
       (paused ?? []).map((each) => paint.yellow(visible(sayPaused(region, each)))),
     ),

@@ -1,69 +1,15 @@
 import pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { pause } from '../pause.ts';
-
-/**
- * A small shop. No two regions ever hand out the same key: keys are random UUIDs, or given (`sku`), never a sequence.
- * `orders.region` says who may change an order; products may be changed by anyone, and so meet conflicts.
- */
-export const SHOP_SCHEMA = `
-create table products (
-  sku text primary key,
-  name text not null,
-  price numeric(10, 2) not null check (price > 0),
-  changed_at timestamptz not null default now()
-);
-create table customers (
-  id uuid primary key default gen_random_uuid(),
-  name text not null,
-  home_region text not null,
-  joined_at timestamptz not null default now()
-);
-create table orders (
-  id uuid primary key default gen_random_uuid(),
-  customer_id uuid not null references customers,
-  region text not null,
-  status text not null default 'new' check (status in ('new', 'paid', 'shipped')),
-  placed_at timestamptz not null default now()
-);
-create table order_items (
-  order_id uuid references orders on delete cascade,
-  line smallint,
-  sku text not null references products,
-  quantity integer not null check (quantity > 0),
-  price numeric(10, 2) not null,
-  primary key (order_id, line)
-);`;
-
-/** The shop's tables, those that others refer to first. */
-export const SHOP_TABLES = ['products', 'customers', 'orders', 'order_items'] as const;
-
-/** Fills the shop; for one region only, the others get these rows by replication. `$1` is that region's name. */
-export const SHOP_SEED = `
-with
-product as (
-  insert into products (sku, name, price)
-  select 'sku-' || lpad(n::text, 3, '0'),
-    (array['Red', 'Blue', 'Green', 'Black', 'White'])[1 + n % 5] || ' ' || (array['lamp', 'chair', 'teapot', 'kettle', 'clock', 'vase', 'bowl', 'rug'])[1 + n % 8],
-    5 + n * 1.25
-  from generate_series(1, 60) n
-  returning sku, price
-),
-customer as (
-  insert into customers (name, home_region) select 'Customer ' || n, $1 from generate_series(1, 100) n returning id
-),
-placed as (
-  insert into orders (customer_id, region, status)
-  select id, $1, 'shipped' from customer cross join generate_series(1, 2) returning id
-)
-insert into order_items (order_id, line, sku, quantity, price)
-select placed.id, row_number() over (partition by placed.id), sku, 1, price
-from placed cross join lateral (select * from product order by md5(sku || placed.id::text) limit 2) bought`;
+import { NOT_OWNER } from '../pg/stamp-owner.ts';
+import { HOT } from './shop.ts';
 
 /** Transactions and rows that an application committed. */
 export interface Written {
   readonly transactions: number;
   readonly rows: number;
+  /** Orders of other regions that it tried to write, and was refused. */
+  readonly refused: number;
 }
 
 /** One region's application at work. */
@@ -88,11 +34,14 @@ export interface LoadOptions {
 /** An application that fails to reach its database asks again after this long. */
 const RETRY_MS = 500;
 const RETRY_SQLSTATES = /^(08|40|57)/;
+/** What may meet a write of another region on its way in: a name that is taken by now, a row that is gone. */
+const MET = /^23(001|503|505)$/;
 /** A region with more of them adds none: a demo left on overnight must not fill a disk. */
 const OPEN_ORDERS = 200;
-const CUSTOMERS = 500;
-/** Products whose price every region edits now and then. Two regions at once: a conflict. */
-const HOT_PRODUCTS = 2;
+const SIGNED_UP = 60;
+/** Names that everyone wants, for so long: two regions that give one away at once meet. */
+const NAMES = ['sky', 'river'] as const;
+const NAME_MS = 2_000;
 
 /** Starts an ordinary application of one region: it speaks to its own PostgreSQL and knows nothing of the others. */
 export function startLoad({ url, region, transactionsPerSecond, onFault }: LoadOptions): Load {
@@ -138,20 +87,30 @@ function isLost(error: unknown): boolean {
 
 /** What customers and staff of one region do. */
 class Shop {
-  readonly written = { transactions: 0, rows: 0 };
+  readonly written = { transactions: 0, rows: 0, refused: 0 };
   readonly #region: string;
   #skus: string[] = [];
   #customers: string[] = [];
+  /** Customers who are online in every region. */
+  #regulars: string[] = [];
   /** Orders of this region, the oldest first. */
   #orders: string[] = [];
+  /** Customers who signed up here and have bought nothing, the oldest first. */
+  #signedUp: string[] = [];
   /** What is done, and how often: shares add up to 1. Each gives the rows that it wrote. */
   readonly #deeds: readonly (readonly [share: number, deed: (client: pg.Client) => Promise<number>])[] = [
-    [0.45, (client) => (this.#orders.length > OPEN_ORDERS ? this.#cancel(client) : this.#order(client))],
-    [0.2, (client) => this.#advance(client)],
-    [0.15, (client) => this.#reprice(client, pick(this.#skus))],
-    [0.06, (client) => this.#reprice(client, pick(this.#skus.slice(0, HOT_PRODUCTS)))],
-    [0.04, (client) => this.#join(client)],
-    [0.1, (client) => this.#cancel(client)],
+    [0.21, (client) => (this.#orders.length > OPEN_ORDERS ? this.#cancel(client) : this.#order(client))],
+    [0.12, (client) => this.#advance(client)],
+    [0.06, (client) => this.#cancel(client)],
+    [0.02, (client) => this.#meddle(client)],
+    [0.08, (client) => this.#reprice(client)],
+    [0.1, (client) => this.#like(client)],
+    [0.08, (client) => this.#visit(client)],
+    [0.05, (client) => this.#signUp(client)],
+    [0.08, (client) => this.#fillCart(client)],
+    [0.06, (client) => this.#book(client)],
+    [0.05, (client) => this.#answer(client)],
+    [0.09, (client) => this.#reply(client)],
   ];
 
   constructor(region: string) {
@@ -163,8 +122,16 @@ class Shop {
     const ids = async (sql: string, ...values: string[]): Promise<string[]> =>
       (await client.query(sql, values)).rows.map(({ id }) => id);
     this.#skus = await ids('select sku as id from products order by sku');
-    this.#customers = await ids('select id from customers');
+    this.#customers = await ids('select id from customers where username is null');
+    this.#regulars = await ids(
+      'select id from customers where username is null order by id limit $1',
+      `${HOT.customers}`,
+    );
     this.#orders = await ids('select id from orders where region = $1 order by placed_at', this.#region);
+    this.#signedUp = await ids(
+      'select id from customers where username is not null and home_region = $1',
+      this.#region,
+    );
     if (this.#skus.length === 0 || this.#customers.length === 0) {
       throw new CoregentError('internal_assert', 'the shop is seeded before its load begins');
     }
@@ -174,13 +141,17 @@ class Shop {
     let dice = Math.random();
     let at = 0;
     while (at < this.#deeds.length - 1 && dice >= this.#deeds[at]![0]) dice -= this.#deeds[at++]![0];
-    const rows = await this.#deeds[at]![1](client);
+    const rows = await this.#deeds[at]![1](client).catch(async (error) => {
+      if (!MET.test(error.code)) throw error;
+      await client.query('rollback');
+      return 0;
+    });
     if (rows === 0) return;
     this.written.transactions++;
     this.written.rows += rows;
   }
 
-  /** Order and items become visible elsewhere together: they are one transaction. */
+  /** Order, items and what they take from the stock become visible elsewhere together: they are one transaction. */
   async #order(client: pg.Client): Promise<number> {
     const bought = [...new Set([pick(this.#skus), pick(this.#skus), pick(this.#skus)])];
     await client.query('begin');
@@ -193,36 +164,22 @@ class Shop {
         select $1, row_number() over (order by sku), sku, 1 + floor(random() * 3)::int, price from products where sku = any ($2)`,
       [rows[0].id, bought],
     );
+    await client.query(
+      'update products p set stock = stock - i.quantity from order_items i where i.order_id = $1 and i.sku = p.sku',
+      [rows[0].id],
+    );
     await client.query('commit');
     this.#orders.push(rows[0].id);
-    return 1 + bought.length;
+    return 1 + 2 * bought.length;
   }
 
   async #advance(client: pg.Client): Promise<number> {
     if (this.#orders.length === 0) return 0;
-    const { rowCount } = await client.query(
+    return await write(
+      client,
       `update orders set status = case status when 'new' then 'paid' else 'shipped' end where id = $1`,
-      [pick(this.#orders)],
+      pick(this.#orders),
     );
-    return rowCount ?? 0;
-  }
-
-  async #reprice(client: pg.Client, sku: string): Promise<number> {
-    const { rowCount } = await client.query('update products set price = $2, changed_at = now() where sku = $1', [
-      sku,
-      (5 + Math.random() * 95).toFixed(2),
-    ]);
-    return rowCount ?? 0;
-  }
-
-  async #join(client: pg.Client): Promise<number> {
-    if (this.#customers.length > CUSTOMERS) return 0;
-    const { rows } = await client.query(`insert into customers (name, home_region) values ($1, $2) returning id`, [
-      `Customer of ${this.#region} ${this.#customers.length + 1}`,
-      this.#region,
-    ]);
-    this.#customers.push(rows[0].id);
-    return 1;
   }
 
   /** The items go by the foreign key's own `on delete cascade`. */
@@ -236,6 +193,105 @@ class Shop {
     );
     return rows[0] ? 1 + rows[0].items : 0;
   }
+
+  /** Somebody changes an order of another region: the database refuses it, and names its owner. */
+  async #meddle(client: pg.Client): Promise<number> {
+    const others = `select id from orders where region <> $1 order by placed_at desc limit 1`;
+    try {
+      return await write(client, `update orders set status = 'paid' where id = (${others})`, this.#region);
+    } catch (error) {
+      if ((error as { code?: unknown }).code !== NOT_OWNER) throw error;
+      this.written.refused++;
+      return 0;
+    }
+  }
+
+  /** A new price and new stock, of anything or of what is in fashion. */
+  async #reprice(client: pg.Client): Promise<number> {
+    const sku = Math.random() < 0.5 ? pick(this.#skus) : this.#hotProduct();
+    const price = (5 + Math.random() * 95).toFixed(2);
+    return await write(client, 'update products set price = $2, stock = stock + 20 where sku = $1', sku, price);
+  }
+
+  async #like(client: pg.Client): Promise<number> {
+    const tag = pick(['gift', 'sale', 'new', 'rare', 'eco', 'best']);
+    const tagged = pick(['array_append(tags, $2)', 'array_append(tags, $2)', 'array_remove(tags, $2)']);
+    const text = `update products set likes = likes + 1, tags = ${tagged} where sku = $1`;
+    return await write(client, text, this.#hotProduct(), tag);
+  }
+
+  /** A regular is seen, and perhaps moves or changes the name. */
+  async #visit(client: pg.Client): Promise<number> {
+    const edit = pick(['', ', city = $2', ', name = $2']);
+    const text = `update customers set last_seen = now()${edit} where id = $1`;
+    return await write(client, text, pick(this.#regulars), ...(edit ? [`${this.#region} ${Date.now() % 1000}`] : []));
+  }
+
+  /** Where two regions give one name away at once, one of the two rows gives way. */
+  async #signUp(client: pg.Client): Promise<number> {
+    if (this.#signedUp.length > SIGNED_UP) {
+      return await write(client, 'delete from customers where id = $1', this.#signedUp.shift()!);
+    }
+    const { rows } = await client.query(
+      `insert into customers (name, username, home_region) values ($1, $1, $2) on conflict (username) do nothing returning id`,
+      [`${pick(NAMES)}${Math.floor(Date.now() / NAME_MS) % 1_000_000}`, this.#region],
+    );
+    this.#signedUp.push(...rows.map(({ id }) => id));
+    return rows.length;
+  }
+
+  /** One family, one cart, in every region: what was put into several at once is joined by whoever writes next. */
+  async #fillCart(client: pg.Client): Promise<number> {
+    return await write(
+      client,
+      `update carts c set items = (
+          select array_agg(distinct item) from (
+            select jsonb_array_elements_text(s."row" -> 'items') as item
+              from coregent.list_siblings('carts') s where (s.key ->> 'id')::int = $1
+            union all select unnest(c.items) union all select $2) i)
+        where id = $1 and cardinality(items) < 10`,
+      1 + Math.floor(Math.random() * HOT.carts),
+      pick(this.#skus),
+    ).then((rows) => rows || write(client, `update carts set items = '{}' where cardinality(items) >= 10`));
+  }
+
+  /** The best seat that is free here; when all are taken, the next show begins. */
+  async #book(client: pg.Client): Promise<number> {
+    const free = `select id from seats where booked_by is null order by id limit 1`;
+    const name = `${this.#region} ${Date.now() % 100_000}`;
+    const booked = await write(client, `update seats set booked_by = $1 where id = (${free})`, name);
+    return booked || write(client, 'update seats set booked_by = null');
+  }
+
+  async #answer(client: pg.Client): Promise<number> {
+    const edit = pick(['urgency = 1 + (urgency + 1) % 5', 'open = not open', `subject = 'Asked in ${this.#region}'`]);
+    return await write(client, `update tickets set ${edit} where id = $1`, this.#ticket());
+  }
+
+  /** A reply to a ticket; or it is put away with all that was said, also what is being said elsewhere, and another one takes its place. */
+  async #reply(client: pg.Client): Promise<number> {
+    const id = this.#ticket();
+    const text =
+      Math.random() < 0.6
+        ? `insert into replies (ticket_id, body) select id, 'From ' || $2 from tickets where id = $1 for key share`
+        : `delete from tickets where id = $1 and $2 <> ''`;
+    const rows = await write(client, text, id, this.#region);
+    const anew = `insert into tickets (id, subject) values ($1, 'Question from ' || $2) on conflict do nothing`;
+    return rows || write(client, anew, id, this.#region);
+  }
+
+  #hotProduct(): string {
+    return pick(this.#skus.slice(0, HOT.products));
+  }
+
+  #ticket(): number {
+    return 1 + Math.floor(Math.random() * HOT.tickets);
+  }
+}
+
+/** One statement, which is a transaction; the rows that it wrote. */
+async function write(client: pg.Client, text: string, ...values: unknown[]): Promise<number> {
+  return (await client.query(text, values)).rowCount ?? 0;
 }
 
 function pick<T>(items: readonly T[]): T {

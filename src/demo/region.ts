@@ -7,15 +7,15 @@ import type { CoregentError } from '../model/error.ts';
 import { Secret } from '../model/secret.ts';
 import { connect } from '../pg/connect.ts';
 import { qualified } from '../quote.ts';
-import { type Load, SHOP_SCHEMA, SHOP_SEED, SHOP_TABLES, startLoad, type Written } from './load.ts';
+import { type Load, startLoad, type Written } from './load.ts';
 import type { Server } from './postgres.ts';
 import type { FaultProxy } from './proxy.ts';
+import { SHOP_SCHEMA, SHOP_SEED, SHOP_TABLES } from './shop.ts';
 
 /** The database that every region has; also the cluster's name. */
 export const SHOP = 'shop';
 /** Of the role `app`, which owns the shop's tables, may do nothing else, and is reachable on loopback only. */
 const APP = { name: 'app', password: 'app' } as const;
-const TRANSACTIONS_PER_SECOND = 10;
 const VIEW_TIMEOUT_MS = 3_000;
 
 /** A region as it is now. Null: it is down. */
@@ -26,6 +26,8 @@ export interface RegionView {
   readonly rows: number | null;
   /** Conflicts that this region recorded. */
   readonly conflicts: number | null;
+  /** The same by table, those without any left out. */
+  readonly conflicts_by_table: Readonly<Record<string, number>> | null;
   /** What the region's application has written so far. */
   readonly written: Written;
   /** Per peer: from its newest transaction's commit there to its being visible here, in ms. */
@@ -44,7 +46,7 @@ export class Region {
   #agent: Agent | undefined;
   #agentPort = 0;
   #load: Load | undefined;
-  #written: Written = { transactions: 0, rows: 0 };
+  #written: Written = { transactions: 0, rows: 0, refused: 0 };
   #viewer: pg.Client | undefined;
 
   constructor({ name, id, server }: { name: string; id: number; server: Server }) {
@@ -102,13 +104,8 @@ export class Region {
     await agent?.stop();
   }
 
-  startLoad(onFault: (error: CoregentError) => void): void {
-    this.#load ??= startLoad({
-      url: this.appUrl,
-      region: this.name,
-      transactionsPerSecond: TRANSACTIONS_PER_SECOND,
-      onFault,
-    });
+  startLoad(transactionsPerSecond: number, onFault: (error: CoregentError) => void): void {
+    this.#load ??= startLoad({ url: this.appUrl, region: this.name, transactionsPerSecond, onFault });
   }
 
   async stopLoad(): Promise<void> {
@@ -132,13 +129,15 @@ export class Region {
       this.#viewer ??= await connect(this.adminUrl, this.name, { purpose: 'demo view', timeoutMs: VIEW_TIMEOUT_MS });
       const { rows } = await this.#viewer.query(
         `select (${counts})::int as rows, (select count(*) from coregent.conflict_record)::int as conflicts,
+          (select coalesce(json_object_agg(table_name, n), '{}')
+            from (select table_name, count(*) as n from coregent.conflict_record group by 1) c) as conflicts_by_table,
           (select coalesce(json_object_agg(peer, round(extract(epoch from applied_at - committed_at) * 1000)), '{}')
             from coregent.status where applied_at is not null) as delays_ms`,
       );
       return { ...known, ...rows[0] };
     } catch {
       await this.#closeViewer();
-      return { ...known, rows: null, conflicts: null, delays_ms: null };
+      return { ...known, rows: null, conflicts: null, conflicts_by_table: null, delays_ms: null };
     }
   }
 

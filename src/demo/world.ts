@@ -8,7 +8,7 @@ import { Secret } from '../model/secret.ts';
 import { pause } from '../pause.ts';
 import { barrier } from '../pg/barrier.ts';
 import { readTables } from '../pg/catalog.ts';
-import { carryOut, closeRegions, makePlan, openRegions } from '../pg/setup.ts';
+import { carryOut, closeRegions, makePlan, type OpenRegion, openRegions } from '../pg/setup.ts';
 import { type TableVerdict, verifyTable } from '../pg/verify.ts';
 import { serverOwner } from './binaries.ts';
 import { oneWayMs, PLACES } from './places.ts';
@@ -16,6 +16,7 @@ import { freePort, isFree } from './port.ts';
 import { startPostgres } from './postgres.ts';
 import { startProxy } from './proxy.ts';
 import { Region, type RegionView, SHOP } from './region.ts';
+import { SHOP_RULES } from './shop.ts';
 import { openScratch } from './watchdog.ts';
 
 export type { RegionView } from './region.ts';
@@ -30,6 +31,8 @@ export interface WorldOptions {
   readonly latency: 'real' | 'none';
   /** Whether a small application writes in every region from the start. */
   readonly load: boolean;
+  /** Mean rate of that application in each region; 10 by default. */
+  readonly transactionsPerSecond?: number;
   /** Told what happens, events of the agents' logs included. */
   readonly onEvent?: (event: WorldEvent) => void;
 }
@@ -73,10 +76,14 @@ export interface WorldView {
   readonly links: readonly LinkView[];
 }
 
+const TRANSACTIONS_PER_SECOND = 10;
 const POSTGRES_PORTS = 10;
 const PORT_ATTEMPTS = 100;
 const STREAMING_MS = 30_000;
 const STREAMING_POLL_MS = 10;
+/** Rows that broke a key together are settled within a second; these bound a hang. */
+const PARKED_MS = 30_000;
+const PARKED_POLL_MS = 100;
 
 /** The data outlives a killed server, and never this process. */
 const SETTINGS = { fsync: false, full_page_writes: false, shared_buffers: '32MB' };
@@ -180,9 +187,7 @@ export class World {
       `cluster: ${SHOP}`,
       'regions:',
       ...this.#regions.map(({ name, id, adminUrl }) => `  ${name}: { id: ${id}, url: "${adminUrl.reveal()}" }`),
-      'tables:',
-      '  public.*: {}',
-      '',
+      SHOP_RULES,
     ].join('\n');
     this.#config = parseConfig(text, { path: this.#configFile, env: {} });
     await writeFile(this.#configFile, text, { mode: 0o600 });
@@ -265,7 +270,9 @@ export class World {
   }
 
   #startLoad(region: Region): void {
-    region.startLoad((error) => this.#say('load.failed', { region: region.name, error: error.toJSON() }));
+    region.startLoad(this.#options.transactionsPerSecond ?? TRANSACTIONS_PER_SECOND, (error) =>
+      this.#say('load.failed', { region: region.name, error: error.toJSON() }),
+    );
   }
 
   /** One-way latency between two regions, in ms. */
@@ -333,6 +340,11 @@ export class World {
     const open = await openRegions(this.config, 'verify');
     try {
       await barrier(this.config, open); // Counts of rows would differ by what is under way.
+      if (await somethingParked(open)) {
+        const deadline = performance.now() + PARKED_MS;
+        while ((await somethingParked(open)) && performance.now() < deadline) await pause(PARKED_POLL_MS);
+        await barrier(this.config, open);
+      }
       const verdicts: TableVerdict[] = [];
       for (const table of await readTables(open[0]!.client, open[0]!.region.name)) {
         verdicts.push(await verifyTable(this.config, open, table));
@@ -364,6 +376,12 @@ export class World {
     const proxies = [one.proxies.get(b), other.proxies.get(a)];
     return proxies.filter((proxy) => proxy !== undefined);
   }
+}
+
+/** Whether a row waits for its place in any region: until it has found it, or gives way, the regions differ by it. */
+async function somethingParked(open: readonly OpenRegion[]): Promise<boolean> {
+  const found = await Promise.all(open.map(({ client }) => client.query('select from coregent.parked limit 1')));
+  return found.some(({ rows }) => rows.length > 0);
 }
 
 /** Waits for all of them, also when one fails, and then throws the first failure: nothing goes on unseen. */

@@ -23,6 +23,8 @@ export interface RegionReport {
   readonly agent: boolean | null;
   readonly tables: number | null;
   readonly conflicts: number | null;
+  /** The same by table, those without any left out. */
+  readonly conflicts_by_table: Readonly<Record<string, number>> | null;
   /** How those of late compare with `conflicts.alert`, where that is set. */
   readonly alert: ConflictAlert | null;
   readonly parked: number | null;
@@ -103,6 +105,7 @@ async function reportRegion(config: Config, region: RegionConfig): Promise<Asked
     agent: null,
     tables: null,
     conflicts: null,
+    conflicts_by_table: null,
     alert: null,
     parked: null,
     paused: null,
@@ -148,8 +151,10 @@ async function reportRegion(config: Config, region: RegionConfig): Promise<Asked
       return { report, links: links('missing') };
     }
     const { rows: counts } = await client.query(
-      `select (select count(*) from coregent.tables)::int as tables,
-        (select count(*) from coregent.conflict_record)::float8 as conflicts,
+      `with met as (select table_name, count(*)::float8 as times from coregent.conflict_record group by 1)
+      select (select count(*) from coregent.tables)::int as tables,
+        (select coalesce(sum(times), 0) from met) as conflicts,
+        (select coalesce(jsonb_object_agg(table_name, times), '{}') from met) as conflicts_by_table,
         ${COUNT_PARKED} as parked,
         exists (select from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
           and classid = $1 and objid = $2 and objsubid = 2 and granted) as agent`,

@@ -12,6 +12,16 @@ import { startWorld, type World, type WorldEvent } from '../../src/demo/world.ts
 import { until } from '../world/until.ts';
 
 const SLOW_MS = 60_000;
+/** What the shop's application meets when regions do not hear each other for a while. */
+const MET = [
+  'public.carts siblings',
+  'public.customers columns',
+  'public.customers unique',
+  'public.products lww',
+  'public.replies cascade',
+  'public.seats fww',
+  'public.tickets custom',
+];
 
 async function query(url: string, text: string, values: unknown[] = []) {
   const client = new pg.Client({ connectionString: url });
@@ -38,7 +48,8 @@ describe('a world', () => {
     until(() => has(region, id), { what: `customer ${id} in ${region}`, deadlineMs: SLOW_MS });
 
   beforeAll(async () => {
-    world = await startWorld({ regions: 3, latency: 'none', load: true, onEvent: (event) => events.push(event) });
+    const onEvent = (event: WorldEvent) => void events.push(event);
+    world = await startWorld({ regions: 3, latency: 'none', load: true, transactionsPerSecond: 50, onEvent });
   }, SLOW_MS);
   afterAll(() => world?.stop());
 
@@ -92,14 +103,50 @@ describe('a world', () => {
     expect(events.map(({ event }) => event).filter((event) => named.includes(event))).toEqual(named);
   });
 
+  test(
+    'meets conflicts under every rule, and records them',
+    async () => {
+      const rules = async (): Promise<string[]> => {
+        const sql = `select distinct table_name || ' ' || rule as met from coregent.conflicts`;
+        const met = await Promise.all(world.regions.map(({ url }) => query(url, sql)));
+        return [...new Set(met.flat().map((row) => row.met))].sort();
+      };
+      const written = async () => (await world.view()).regions.map(({ written }) => written.transactions);
+      await until(
+        async () => {
+          await world.cut('tokyo', 'frankfurt');
+          const before = await written();
+          const apart = async () => (await written()).every((count, index) => count > before[index]! + 150);
+          await until(apart, { what: 'writes of regions that do not hear each other', deadlineMs: SLOW_MS });
+          await world.heal('tokyo', 'frankfurt');
+          await arrives('frankfurt', await addCustomer('tokyo'));
+          await arrives('tokyo', await addCustomer('frankfurt'));
+          const found = await rules();
+          return MET.every((rule) => found.includes(rule));
+        },
+        { what: 'a conflict of every rule', deadlineMs: 3 * SLOW_MS },
+      );
+      expect(await rules()).toEqual(expect.arrayContaining(MET));
+      const { regions } = await world.view();
+      expect(regions.reduce((sum, region) => sum + region.written.refused, 0)).toBeGreaterThan(0);
+      expect(Object.keys(regions[0]!.conflicts_by_table!)).toContain('public.seats');
+      expect(events.filter(({ event }) => event === 'load.failed')).toEqual([]);
+    },
+    4 * SLOW_MS,
+  );
+
   test('has the same rows in every region at the end, and then stops whole', async () => {
     await world.cut('tokyo', 'virginia');
     const verdicts = await world.compare();
     expect(verdicts.map(({ table }) => table)).toEqual([
+      'public.carts',
       'public.customers',
       'public.order_items',
       'public.orders',
       'public.products',
+      'public.replies',
+      'public.seats',
+      'public.tickets',
     ]);
     for (const { rows, differences } of verdicts) {
       expect(differences).toEqual([]);
