@@ -234,6 +234,24 @@ begin
   return joined;
 end$$;
 
+-- A text's documents are {"<version>": base64 or null}: those that nobody who is known here had seen.
+create function coregent.text_join(a jsonb, a_seen jsonb, b jsonb, b_seen jsonb) returns jsonb
+language sql immutable parallel safe
+return (select coalesce(jsonb_object_agg(q.key, greatest((a ->> q.key) collate "C", (b ->> q.key) collate "C")), a || b)
+  from (select jsonb_object_keys(a) union select jsonb_object_keys(b)) as q (key)
+  where (a ? q.key or not coregent.seen_covers(a_seen, q.key::bigint)) and (b ? q.key or not coregent.seen_covers(b_seen, q.key::bigint)));
+
+-- The one that was written last.
+create function coregent.text_last(documents jsonb) returns bytea
+language sql immutable parallel safe
+return (select decode(e.value, 'base64') from jsonb_each_text(documents) as e order by e.key::bigint desc limit 1);
+
+-- A single document is in the row itself.
+create function coregent.state_stored(state jsonb) returns jsonb
+language sql immutable parallel safe
+return (state - 't') || coalesce((select jsonb_build_object('t', jsonb_object_agg(e.key, e.value)) from jsonb_each(state -> 't') as e
+  where (select count(*) from jsonb_object_keys(e.value)) > 1 having count(*) > 0), '{}');
+
 -- The join of two rows' states, each written out: the later life, or of one life each part by itself.
 create function coregent.state_join(a jsonb, b jsonb) returns jsonb
 language plpgsql immutable parallel safe
@@ -273,6 +291,13 @@ begin
       part := part || jsonb_build_object(name, coregent.set_join(part -> name, a -> 'seen', b -> 's' -> name, b -> 'seen'));
     end loop;
     joined := joined || jsonb_build_object('s', part);
+  end if;
+  if a ? 't' then
+    part := a -> 't';
+    for name in select jsonb_object_keys(part) loop
+      part := part || jsonb_build_object(name, coregent.text_join(part -> name, a -> 'seen', b -> 't' -> name, b -> 'seen'));
+    end loop;
+    joined := joined || jsonb_build_object('t', part);
   end if;
   return joined;
 end$$;

@@ -78,17 +78,18 @@ const rate = z.unknown().transform((given, context): Rate => {
   return z.NEVER;
 });
 
-/** What this version carries out: a clear fault beats a rule silently not kept. */
-const columnRules = COLUMN_RULES.filter((rule) => ['counter', 'max', 'min', 'set', 'map'].includes(rule));
 const conflict = z.enum(TABLE_RULES).optional();
 
 const region = z.strictObject({ id: z.int().min(1).max(127), url, localUrl: url.optional() });
 const table = z.strictObject({
   conflict,
-  columns: z.record(z.string(), z.enum(columnRules)).optional(),
+  columns: z.record(z.string(), z.enum(COLUMN_RULES)).optional(),
   custom: z
     .string()
-    .regex(/^[^./]+\.[^./]+$/, 'must be a SQL function: schema.function')
+    .regex(
+      /^([^./]+\.[^./]+|\.{1,2}\/.*\.m?[jt]s)$/,
+      'must be a SQL function, schema.function, or a module beside this file: ./resolvers/name.ts',
+    )
     .optional(),
   owner: z.unknown().optional(),
 });
@@ -120,7 +121,7 @@ const schema = z.strictObject({
 
 /** Words of the design that this version does not carry out yet. */
 const laterRules = ['strong'];
-const laterColumnRules = [...COLUMN_RULES, 'escrow'].filter((rule) => !(columnRules as string[]).includes(rule));
+const laterColumnRules = ['escrow'];
 
 /** Reads and checks the file. Fails with `config_missing` or `config_invalid`, the latter with every fault at once. */
 export async function loadConfig(path: string, env: Env = process.env): Promise<Config> {
@@ -233,7 +234,7 @@ function article(type: string): string {
 function unknownRule(path: readonly string[], written: unknown): string {
   const column = path.at(-1) !== 'conflict';
   if (written === 'owner') return 'is a key beside `conflict`: `owner: { column: home_region }`';
-  const [known, later] = column ? [columnRules, laterColumnRules] : [TABLE_RULES, laterRules];
+  const [known, later] = column ? [COLUMN_RULES, laterColumnRules] : [TABLE_RULES, laterRules];
   const instead = known.length > 0 ? `; use ${known.map((rule) => `\`${rule}\``).join(', ')}` : '; leave it out';
   if (later.includes(String(written))) return `the rule \`${written}\` is not yet available${instead}`;
   const near = typeof written === 'string' ? nearest(written, [...known, ...later]) : undefined;

@@ -5,6 +5,7 @@ import { createMetrics, type Metrics } from '../metrics.ts';
 import { type AgentState, type AgentStatus, type ConflictAlert, SCHEMA_VERSION, type Tier } from '../model/api.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
+import { Modules } from '../modules.ts';
 import { pause } from '../pause.ts';
 import { readAlert } from '../pg/alert.ts';
 import { readInstalled } from '../pg/catalog.ts';
@@ -65,6 +66,7 @@ class RunningAgent implements Agent {
   readonly #here: RegionConfig;
   readonly #log: Log;
   readonly #metrics: Metrics;
+  readonly #modules: Modules;
   readonly #stopping = new AbortController();
   #state: AgentState = 'starting';
   #since = new Date();
@@ -85,6 +87,7 @@ class RunningAgent implements Agent {
     this.#config = config;
     this.#here = here;
     this.#log = log;
+    this.#modules = new Modules(config.path);
     this.#metrics = createMetrics(here.name);
   }
 
@@ -118,6 +121,7 @@ class RunningAgent implements Agent {
       this.#stopping.abort();
     }
     await this.#running;
+    await this.#modules.close();
     await this.#http?.close();
     this.#log.event('agent.stopped');
   }
@@ -209,6 +213,7 @@ class RunningAgent implements Agent {
         local: { query: (text: string, values?: unknown[]) => ask(() => local.query(text, values)) },
         leader: await leaderOf(local, here.id),
         tookOver,
+        modules: this.#modules,
         readMicros: () => ask(() => readMicros(local)),
         flushedLsn: () => {
           flushed ??= ask(() => local.query('select pg_current_wal_flush_lsn()::text as lsn')).then(({ rows }) => {

@@ -5,10 +5,12 @@ import type { Metrics } from '../metrics.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO, laterLsn, parseLsn } from '../model/lsn.ts';
 import { microsOf } from '../model/version.ts';
+import type { Modules } from '../modules.ts';
 import { pause } from '../pause.ts';
 import { isReplica, TIERS } from '../pg/applier.ts';
 import { PUBLICATION, slotName } from '../pg/catalog.ts';
 import { connect, connectionError, drop, type Queryable } from '../pg/connect.ts';
+import { decidersOf } from '../pg/deciders.ts';
 import { endEarlier, type Leader } from '../pg/earlier.ts';
 import { makeFetch } from '../pg/fetch.ts';
 import { type ForeignKeys, readForeignKeys } from '../pg/foreign.ts';
@@ -48,6 +50,8 @@ export interface PeerContext {
   readonly local: Queryable;
   /** The session of `local`: no other session applies anything once that has lost the region's lock. */
   readonly leader: Leader;
+  /** Rules that are modules. */
+  readonly modules: Modules;
   /** Whether the agent that led before was put out, and may have left connections behind. */
   readonly tookOver: boolean;
   /** The local database's time now, in microseconds since 1970. */
@@ -209,7 +213,9 @@ export class Peer {
       await yieldInDeadlocks(apply);
       const ruleChanges = await ended.wait(readRuleChanges(apply, this.#slot));
       const pauses: Link['pauses'] = (paused) => this.link.pauses(paused);
-      const tables = await ended.wait(compareTables({ apply, control }, { slot, pauses }));
+      const tables = await ended.wait(
+        compareTables({ apply, control }, { slot, pauses, modules: this.#context.modules }),
+      );
       this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
@@ -225,6 +231,7 @@ export class Peer {
         fetch: (target, keys) => ask(() => rowsOf(target, keys)),
         foreign,
         orphans,
+        deciders: decidersOf(this.#context.modules),
         settled: this.#settled,
       });
       store.isolateFaults(this.#isolate);

@@ -6,6 +6,7 @@ import { type Table, tableId } from '../model/table.ts';
 import { writersEnded } from '../pg/barrier.ts';
 import { slotName } from '../pg/catalog.ts';
 import { connect } from '../pg/connect.ts';
+import { decidersOf } from '../pg/deciders.ts';
 import { endEarlier } from '../pg/earlier.ts';
 import type { ForeignKeys } from '../pg/foreign.ts';
 import { joinTable } from '../pg/join.ts';
@@ -137,6 +138,7 @@ export class Rejoin {
         foreign: this.#options.foreign,
         orphans: await readOrphans(apply, tables, this.#options.foreign),
         fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
+        deciders: decidersOf(context.modules),
       });
       log.event('table.joining', { peer: region.name, table: owed.label, reason: owed.reason });
       await tellJoining(context.local, slot, owed.id, 0);

@@ -3,12 +3,13 @@ import { CoregentError, classify } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { parseRule } from '../model/rule.ts';
 import { type Table, tableId } from '../model/table.ts';
+import type { Modules } from '../modules.ts';
 import { findTables } from '../pg/catalog.ts';
 import type { Queryable } from '../pg/connect.ts';
 import { pauseTable } from '../pg/paused.ts';
 import { readBeginnings } from '../pg/progress.ts';
 import type { PeerTables } from '../pg/route.ts';
-import { disagreement, readStandings, type Standings } from '../pg/standing.ts';
+import { disagreement, readStandings, type Standings, withBarred } from '../pg/standing.ts';
 import type { Decoder } from '../pipe/decode.ts';
 import type { Ending } from './ending.ts';
 
@@ -18,15 +19,20 @@ export interface Tables extends PeerTables {
   readonly alike: readonly Table[];
   readonly here: Standings;
   readonly there: Standings;
+  readonly modules: Modules;
 }
 
 /** Compares the tables of both sides and says which pause; `pauses` is told of these, and later of what is passed over. */
 export async function compareTables(
   { apply, control }: { readonly apply: pg.Client; readonly control: pg.Client },
-  { slot, pauses }: { readonly slot: string; readonly pauses: PeerTables['pauses'] },
+  {
+    slot,
+    pauses,
+    modules,
+  }: { readonly slot: string; readonly pauses: PeerTables['pauses']; readonly modules: Modules },
 ): Promise<Tables> {
   // Read before everything else: what changes from now on is seen as a change.
-  const [here, there] = await Promise.all([readStandings(apply), readStandings(control)]);
+  const [here, there] = await Promise.all([readHere(apply, modules), readStandings(control)]);
   const differing = new Map<string, string>();
   for (const id of new Set([...here.tables.keys(), ...there.tables.keys()])) {
     const [mine, theirs] = [here.tables.get(id), there.tables.get(id)];
@@ -42,7 +48,12 @@ export async function compareTables(
     return standing && !differing.has(standing.id) ? [{ ...table, rule: parseRule(standing.rule) }] : [];
   });
   const beginnings = await readBeginnings(apply, slot);
-  return { alike, here, there, standings: there.tables, differing, beginnings, pauses };
+  return { alike, here, there, standings: there.tables, differing, beginnings, pauses, modules };
+}
+
+/** How tables stand in this region, which takes nothing by a rule whose module is not here as `apply` read it. */
+async function readHere(client: Queryable, modules: Modules): Promise<Standings> {
+  return withBarred(await readStandings(client), ({ rule }) => modules.fault(parseRule(rule)));
 }
 
 /** Looks now and then whether the tables are still as they were when the session began. */
@@ -78,8 +89,8 @@ export class Watch {
 
   /** Throws `schema_changed` when a new session would see the tables otherwise. */
   async look(local: Queryable, control: Queryable): Promise<void> {
-    const { here, there, alike } = this.#tables;
-    const [mine, theirs] = await Promise.all([readStandings(local), readStandings(control)]);
+    const { here, there, alike, modules } = this.#tables;
+    const [mine, theirs] = await Promise.all([readHere(local, modules), readStandings(control)]);
     if (mine.text !== here.text || theirs.text !== there.text) {
       throw new CoregentError('schema_changed', 'a replicated table was changed');
     }

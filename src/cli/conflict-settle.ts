@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import type { Config } from '../config.ts';
 import { CoregentError, classify, EXIT } from '../model/error.ts';
+import { Modules } from '../modules.ts';
 import { connect } from '../pg/connect.ts';
 import { discardParked, retryParked } from '../pg/parked.ts';
 import { regionOf } from '../pg/record.ts';
@@ -128,6 +129,7 @@ async function tellOthers(
 
 /** `coregent conflicts settle --retry ID | --retry-all | --discard ID`: rows that are parked. 3 when some are left. */
 export async function settleParked(
+  config: Config,
   open: readonly OpenRegion[],
   options: ConflictsOptions,
   context: Context,
@@ -152,16 +154,18 @@ export async function settleParked(
     const at = await regionOf(open, 'coregent.parked', id);
     work.set(at, [...(work.get(at) ?? []), id]);
   }
+  const modules = new Modules(config.path);
   let placed = 0;
   const left: { region: string; id: string; reason: string }[] = [];
   for (const [{ region }, ids] of work) {
     const client = await connect(region.url, region.name, { purpose: 'retry', applies: true });
     try {
-      const done = await retryParked({ region, client }, ids);
+      const done = await retryParked({ region, client }, modules, ids);
       placed += done.placed;
       left.push(...done.left.map((each) => ({ region: region.name, ...each })));
     } finally {
       await client.end().catch(() => {});
+      await modules.close();
     }
   }
   if (context.json) {

@@ -97,7 +97,7 @@ async function settle(
   const parked = options.retry ?? options.retryAll ?? options.discard;
   return parked === undefined
     ? await settleConflict(open, options, context, config)
-    : await settleParked(open, options, context);
+    : await settleParked(config, open, options, context);
 }
 
 async function list(open: readonly OpenRegion[], options: ConflictsOptions, context: Context): Promise<number> {

@@ -25,7 +25,7 @@ export async function run(options: VerifyOptions, context: Context): Promise<num
     let verdicts = await verifyAll(config, open, options, context);
     const found = verdicts.flatMap(({ differences }) => differences);
     if (options.repair && found.length > 0) {
-      await repair(open, found);
+      await repair(config, open, found);
       if (!context.json) {
         context.out(list(found, open));
         context.out(`Joined ${found.length} rows; comparing again.\n`);

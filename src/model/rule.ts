@@ -15,6 +15,8 @@ export interface Rule {
   readonly columns: Readonly<Record<string, ColumnRule>>;
   /** Of the rule `custom`: what decides, a SQL function's qualified name or a module's path. */
   readonly custom?: string;
+  /** Of a module: the SHA-256 of its bytes, in hex; undefined where nobody has read it yet. */
+  readonly hash?: string;
   /** Whose writes are taken at all. */
   readonly owner?: Owner;
 }
@@ -35,15 +37,21 @@ export function familyOf({ conflict, columns }: Rule): Family {
   return conflict === 'lww' ? 'rows' : 'versions';
 }
 
+/** Whether what decides is a module; else it is a SQL function. */
+export function isModule(custom: string): boolean {
+  return custom.startsWith('.');
+}
+
 /** The rule as the catalogs of all regions hold it; equal texts mean equal rules. */
 export function ruleText(rule: Rule): string {
-  const { conflict, columns, custom, owner } = rule;
+  const { conflict, columns, custom, hash, owner } = rule;
   const names = Object.keys(columns).sort();
   if (names.length === 0 && custom === undefined && owner === undefined) return conflict;
   return JSON.stringify({
     conflict,
     ...(names.length > 0 ? { columns: Object.fromEntries(names.map((name) => [name, columns[name]])) } : {}),
     ...(custom === undefined ? {} : { custom }),
+    ...(hash === undefined ? {} : { hash }),
     ...(owner === undefined ? {} : { owner }),
   });
 }

@@ -5,6 +5,7 @@ import { formatLsn, type LSN, LSN_ZERO, parseLsn } from '../model/lsn.ts';
 import { familyOf, parseRule, type Rule, ruleText, settlingText } from '../model/rule.ts';
 import { deletesName, type Table, tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
+import { Modules } from '../modules.ts';
 import { pause } from '../pause.ts';
 import { literal, qualified } from '../quote.ts';
 import { compile } from '../resolve/compile.ts';
@@ -12,6 +13,7 @@ import { flatten, forgetOutlived, lastDelete, recordHidden } from '../resolve/hi
 import { barrier } from './barrier.ts';
 import { readTables, slotName } from './catalog.ts';
 import { connect } from './connect.ts';
+import { decidersOf } from './deciders.ts';
 import { readForeignKeys } from './foreign.ts';
 import type { Action } from './install.ts';
 import { joinTable } from './join.ts';
@@ -184,6 +186,7 @@ async function patiently<T>(work: Change, patienceMs: number, attempt: () => Pro
 /** A change under way. */
 class Change {
   readonly #config: Config;
+  readonly #modules: Modules;
   readonly #label: string;
   readonly #after: Rule;
   readonly #sides: readonly Side[];
@@ -193,6 +196,7 @@ class Change {
 
   constructor(config: Config, label: string, after: Rule, sides: readonly Side[]) {
     this.#config = config;
+    this.#modules = new Modules(config.path);
     this.#label = label;
     this.#after = after;
     this.#sides = sides;
@@ -253,6 +257,7 @@ class Change {
       throw hindrance(error, this.#label);
     }
     await this.#commit();
+    await this.#modules.close();
     return performance.now() - heldAt;
   }
 
@@ -338,6 +343,7 @@ class Change {
         orphans: await readOrphans(client, tables, foreign),
         fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
         within: true,
+        deciders: decidersOf(this.#modules),
       });
       for (const from of group) {
         if (from === to) continue;

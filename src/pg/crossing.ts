@@ -1,11 +1,14 @@
 import { tableLabel } from '../model/table.ts';
 import type { Tuples } from '../wire/tuples.ts';
+import { type CarefulWays, withinTime } from './careful.ts';
 import type { Step, StepResult } from './script.ts';
 import { arrayOf } from './steps.ts';
 import type { Target } from './target.ts';
 
-/** Runs steps in order; rejects at the first error. */
-type Run = (steps: readonly Step[]) => Promise<readonly StepResult[]>;
+type Ways = Pick<CarefulWays, 'must' | 'queue' | 'make'>;
+
+/** A look at a whole table may take as long as one at so many rows. */
+const ALL_ROWS = 60_000;
 
 interface Unsure {
   readonly target: Target;
@@ -91,17 +94,17 @@ export class Crossing {
   }
 
   /** Settles what crossed, given the answers to {@link questions}; returns the conflicts recorded. */
-  async settle(answers: readonly StepResult[], run: Run): Promise<StepResult[]> {
+  async settle(answers: readonly StepResult[], ways: Ways): Promise<StepResult[]> {
     const targets = this.#tables().filter((_, index) => answers[index]!.rows[0]![0] === 't');
     const unsure = this.#unsure.filter(({ target }) => targets.includes(target));
     this.#unsure = [];
     const recorded: StepResult[] = [];
     for (const target of targets) {
       const mine = unsure.filter((each) => each.target === target);
-      if (mine.some(({ keys }) => keys === undefined)) await run([{ text: target.compiled.removeAllBuried }]);
+      if (mine.some(({ keys }) => keys === undefined)) await removeAll(target, ways);
       for (const { kind, keys } of mine) {
         const records = keys?.();
-        if (records && records.live > 0) recorded.push(await settleKeys(target, kind, records, run));
+        if (records && records.live > 0) recorded.push(await settleKeys(target, kind, records, ways));
       }
     }
     this.#trust(this.#sent);
@@ -113,13 +116,14 @@ export class Crossing {
    * Removes every row that is older than its tombstone from the tables in doubt. Where there are no tombstones that is one question.
    * Gives the tables where that fails and had not failed before; they stay in doubt, and hold up no other.
    */
-  async look(run: Run): Promise<FailedLook[]> {
+  async look(ways: Ways): Promise<FailedLook[]> {
     const failed: FailedLook[] = [];
     for (const [oid, before] of [...this.#inDoubt]) {
-      const { compiled, staging } = this.#targets.get(oid)!;
+      const target = this.#targets.get(oid)!;
+      const { compiled, staging } = target;
       try {
-        const [any] = await run([{ text: compiled.anyTombstone }]);
-        if (any!.rows[0]![0] === 't') await run([{ text: compiled.removeAllBuried }]);
+        const [any] = await ways.must([{ text: compiled.anyTombstone }]);
+        if (any!.rows[0]![0] === 't') await removeAll(target, ways);
         this.#trust([oid]);
       } catch (error) {
         this.#inDoubt.set(oid, error as Error);
@@ -130,18 +134,45 @@ export class Crossing {
   }
 }
 
-async function settleKeys(target: Target, kind: Unsure['kind'], records: Tuples, run: Run): Promise<StepResult> {
+async function settleKeys(target: Target, kind: Unsure['kind'], records: Tuples, ways: Ways): Promise<StepResult> {
   const { compiled } = target;
   const values = [arrayOf(target.tombstoneTypeOid, records)];
   const [record, remove] =
     kind === 'inserted'
       ? [compiled.recordCrossedInserts, compiled.removeBuried]
       : [compiled.recordCrossedDeletes, compiled.deleteOlder];
-  const results = await run([
-    { text: 'begin' },
-    { text: record, values },
-    { text: remove, values },
-    { text: 'commit' },
-  ]);
-  return results[1]!;
+  const steps: readonly Step[] = [{ text: 'begin' }, { text: record, values }, { text: remove, values }];
+  if (!showsMade(target)) return (await ways.must([...steps, { text: 'commit' }]))[1]!;
+  return (await making(target, ways, records, steps))[1]!;
+}
+
+/** Removes every row that is older than its tombstone. */
+async function removeAll(target: Target, ways: Ways): Promise<void> {
+  const remove = { text: target.compiled.removeAllBuried };
+  if (showsMade(target)) await making(target, ways, undefined, [{ text: 'begin' }, remove]);
+  else await ways.must([remove]);
+}
+
+/** What is left of a row's versions may have to be made anew. */
+function showsMade({ compiled }: Target): boolean {
+  return compiled.making !== undefined || compiled.calls !== undefined;
+}
+
+/** Runs a transaction that ends with making; rolled back, it is done again by a later look. */
+async function making(
+  target: Target,
+  ways: Ways,
+  keys: Tuples | undefined,
+  [begin, ...steps]: readonly Step[],
+): Promise<readonly StepResult[]> {
+  try {
+    const begun = await ways.must([begin!]);
+    const results = await withinTime(target, keys?.live ?? ALL_ROWS, ways, () => ways.must(steps));
+    await ways.make(target, keys);
+    await ways.must([{ text: 'commit' }]);
+    return [...begun, ...results];
+  } catch (error) {
+    await ways.must([{ text: 'rollback' }]);
+    throw error;
+  }
 }

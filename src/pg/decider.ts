@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import { familyOf, type Rule } from '../model/rule.ts';
+import { familyOf, isModule, type Rule } from '../model/rule.ts';
 import { type Table, tableLabel } from '../model/table.ts';
 import { ident } from '../quote.ts';
 
@@ -11,9 +11,12 @@ export interface DeciderFault {
   readonly cure: string;
 }
 
+/** What a function does, as SQL over `pg_proc p` and `pg_language l`: equal where it was created alike. */
+export const DEFINITION = `md5(concat_ws(' ', l.lanname, p.proconfig::text, p.proisstrict::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)))`;
+
 const FIND = `
 select p.provolatile = 'i' as immutable, p.proretset or p.prorettype <> c.reltype as mistyped, p.oid::regprocedure::text as signature,
-  md5(concat_ws(' ', l.lanname, p.proconfig::text, p.proisstrict::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc))) as hash
+  ${DEFINITION} as hash
 from pg_class c join pg_type t on t.oid = c.reltype
 join pg_proc p on p.proname = $3 and p.pronargs = 1 and p.proargtypes[0] = t.typarray and p.prokind = 'f'
 join pg_namespace n on n.oid = p.pronamespace and n.nspname = $2
@@ -36,8 +39,10 @@ export async function deciderFaults(
   }
   if (rule.conflict !== 'custom') return [];
   if (rule.custom === undefined) {
-    return [{ region: 0, message: 'the rule `custom` names no function', cure: 'name one: `custom: schema.function`' }];
+    const cure = 'name one: `custom: schema.function`, or a module: `custom: ./resolvers/name.ts`';
+    return [{ region: 0, message: 'the rule `custom` names no function', cure }];
   }
+  if (isModule(rule.custom)) return [];
   const [schema, name] = rule.custom.split('.');
   const faults: DeciderFault[] = [];
   let first: string | undefined;

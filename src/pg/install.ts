@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf, LWW, parseRule, type Rule, ruleText } from '../model/rule.ts';
 import {
   deletesName,
   OURS,
@@ -134,7 +134,8 @@ export async function planRegion(
     const recreated = row !== undefined && isRecreated(table) ? region.id : undefined;
     const sql = [...tableSql(table, rule, { stamping, stamp, recreated }, publication), ...parts];
     const label = tableLabel(table);
-    if (row === undefined || row.rule === rule) {
+    // Another version of a module: what rows mean stays, and regions that don't have it yet pause.
+    if (row === undefined || ruleText(unread(row.rule)) === ruleText(unread(rule))) {
       add(`stamp ${label}`, sql);
       continue;
     }
@@ -147,6 +148,12 @@ export async function planRegion(
     actions.push({ region: region.name, what: `change the rule of ${label}`, sql, changes: label });
   }
   return actions;
+}
+
+/** A rule without the hash of its module. */
+function unread(text: string): Rule {
+  const { hash: _, ...rule } = parseRule(text);
+  return rule;
 }
 
 /** By which region's writes of a table are refused here; undefined where nobody's are. Throws `refused` for a column that won't do. */

@@ -4,12 +4,14 @@ import { parseExact } from '../model/json.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { ruleText } from '../model/rule.ts';
 import { type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import type { Modules } from '../modules.ts';
 import { Batch, type Group } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
 import { imageJson } from '../resolve/staged.ts';
 import { readTables } from './catalog.ts';
 import { transaction } from './connect.ts';
+import { decidersOf } from './deciders.ts';
 import { readForeignKeys } from './foreign.ts';
 import { likeOf, type RecordFilter } from './record.ts';
 import type { OpenRegion } from './setup.ts';
@@ -135,9 +137,13 @@ const ROUNDS = 8;
 
 /**
  * Tries parked rows again, whatever they failed with, as the agent would apply them now: those of `ids`, or all.
- * `at` must be a connection that applies.
+ * `at` must be a connection that applies; `modules` carry out the rules that are some.
  */
-export async function retryParked({ region, client }: OpenRegion, ids?: readonly string[]): Promise<Retried> {
+export async function retryParked(
+  { region, client }: OpenRegion,
+  modules: Modules,
+  ids?: readonly string[],
+): Promise<Retried> {
   const targets = await targetsOf(client, region.name);
   const foreign = await readForeignKeys(
     client,
@@ -149,6 +155,7 @@ export async function retryParked({ region, client }: OpenRegion, ids?: readonly
     lsn: LSN_ZERO,
     fetch: () => Promise.reject(new CoregentError('internal_assert', 'parked rows are whole')),
     foreign,
+    deciders: decidersOf(modules),
   });
   const total = await countParked(client, ids);
   // Rows that wait for each other, such as unique values that change places, go together.

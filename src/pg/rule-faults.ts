@@ -11,6 +11,7 @@ const NEEDS: Readonly<Partial<Record<ColumnRule, { readonly what: string; fits(c
     what: 'smallint, integer, bigint or numeric',
     fits: ({ type }) => /^(smallint|integer|bigint|numeric(\(.*\))?)$/.test(type),
   },
+  text: { what: 'bytea', fits: ({ type }) => type === 'bytea' },
   set: { what: 'an array', fits: ({ type }) => type.endsWith('[]') },
   map: { what: 'jsonb', fits: ({ type }) => type === 'jsonb' },
   max: { what: 'of a type with an order', fits: ({ type }) => !UNORDERED.test(type) },

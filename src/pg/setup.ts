@@ -3,10 +3,12 @@ import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
+import { Modules } from '../modules.ts';
 import { qualified } from '../quote.ts';
 import { readInstalled, readTables, slotName } from './catalog.ts';
 import { changeRules, planChanges, type RuleChange } from './change.ts';
 import { connect } from './connect.ts';
+import { decidersOf } from './deciders.ts';
 import { refuseEncodings } from './encoding.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { readFollowed, readIdentity } from './identity.ts';
@@ -213,19 +215,24 @@ async function joinAll(config: Config, open: readonly OpenRegion[], events: Setu
   }
   // What was empty before any row was joined holds nothing of its own: later writes come by the slot.
   for (const { edge, id } of empty) await markJoined(edge, id);
-  for (const edge of new Set(work.map((each) => each.edge))) {
-    await joinEdge(
-      edge,
-      work.filter((each) => each.edge === edge),
-      events,
-    );
+  const modules = new Modules(config.path);
+  try {
+    for (const edge of new Set(work.map((each) => each.edge))) {
+      await joinEdge(
+        edge,
+        work.filter((each) => each.edge === edge),
+        { events, modules },
+      );
+    }
+  } finally {
+    await modules.close();
   }
 }
 
 async function joinEdge(
   edge: Edge,
   work: readonly { id: string; label: string; rows: number }[],
-  events: SetupEvents,
+  { events, modules }: { readonly events: SetupEvents; readonly modules: Modules },
 ): Promise<void> {
   const { from, to } = edge;
   const apply = await connect(to.region.url, to.region.name, {
@@ -245,6 +252,7 @@ async function joinEdge(
       fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
       foreign,
       orphans: await readOrphans(apply, tables, foreign),
+      deciders: decidersOf(modules),
     });
     const ordered = parentsFirst(targets, foreign);
     const places = new Map(ordered.map(({ staging }, index) => [tableId(staging.table), index]));

@@ -47,7 +47,7 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
   new.${state} := null;`,
     updated: `${settle(parts, 'old')}
   base := coalesce(old.${state}, ${writtenOut(parts, 'old')});
-  new.${state} := base ${op('||')} ${object(changes(parts, region, groups))};${parts.counters.map(bounded).join('')}${parts.sets.map(shown).join('')}`,
+  new.${state} := base ${op('||')} ${object(changes(parts, region, groups))};${parts.counters.map(bounded).join('')}${parts.sets.map(shown).join('')}${rewritten(parts.texts)}`,
     parent: replaced,
     buried: (row) => ({
       [STATE]: `case when ${row}.${state} is not null then ${object([["'seen'", `${row}.${state} ${op('->')} 'seen'`]])} end`,
@@ -155,9 +155,25 @@ function shown(column: Column): string {
   end if;`;
 }
 
+/** Who writes a text has seen all its documents, which the row shows as one. */
+function rewritten(texts: readonly Column[]): string {
+  if (texts.length === 0) return '';
+  const each = texts.map(
+    (column) => `
+    if ${differ([column])} then
+      base := base ${op('-')} ${literal(column.name)}::pg_catalog.text;
+    end if;`,
+  );
+  return `
+  if base ${op('?')} 't' then
+    base := base ${op('->')} 't';${each.join('')}
+    new.${state} := (new.${state} ${op('-')} 't'::pg_catalog.text) ${op('||')} case when base ${op('=')} ${EMPTY} then base else ${object([["'t'", 'base']])} end;
+  end if;`;
+}
+
 /** The parts of the state that an update changes, `base` being the state before. */
 function changes(
-  { registers, counters, sets, maps }: Layout,
+  { registers, counters, sets, maps, texts }: Layout,
   region: number,
   groups: readonly (readonly string[])[],
 ): (readonly [string, string])[] {
@@ -166,8 +182,12 @@ function changes(
   const found: (readonly [string, string])[] = [
     ["'seen'", `(base ${op('->')} 'seen') ${op('||')} ${object([[here, now]])}`],
   ];
-  if (registers.length > 0) {
-    const alone = registers.filter(({ name }) => !groups.some((group) => group.includes(name)));
+  if (registers.length > 0 || texts.length > 0) {
+    // A text is in no group: what several regions write of it stays, all of it.
+    const alone = [
+      ...registers.filter(({ name }) => !groups.some((group) => group.includes(name))),
+      ...texts.map((column) => ({ name: column.name, columns: [column] })),
+    ];
     const together = groups
       .map((group) => registers.filter(({ name }) => group.includes(name)))
       .filter((group) => group.length > 0);

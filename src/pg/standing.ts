@@ -1,7 +1,9 @@
+import { isModule, parseRule } from '../model/rule.ts';
 import { OURS, PARENT, TOMBSTONES, tableId, VERSION } from '../model/table.ts';
 import { literal } from '../quote.ts';
 import { PUBLICATION } from './catalog.ts';
 import type { Queryable } from './connect.ts';
+import { DEFINITION } from './decider.ts';
 
 /** One column of a table as its region has it now. */
 interface StandingColumn {
@@ -24,6 +26,8 @@ export interface Standing {
   readonly label: string;
   /** Its rule; see `ruleText`. */
   readonly rule: string;
+  /** Of a rule that is a SQL function: what the function is, as a hash; undefined for other rules, and where it is not there. */
+  readonly decider: string | undefined;
   /** Why the table cannot take part as its own region has it; undefined when it can. */
   readonly fault: string | undefined;
   /** Why nothing can be applied to it, though its own rows can travel. */
@@ -63,6 +67,10 @@ select t.table_id as id, t.schema_name as schema, t.table_name as name, t.rule, 
     where i.indrelid = c.oid and i.indisprimary and i.indisvalid and i.indimmediate and k.position <= i.indnkeyatts) as key,
   (select json_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
     where a.attrelid = to_regclass('coregent.tomb_' || t.table_id) and a.attnum > 0 and not a.attisdropped) as buried,
+  case when t.rule like '{%"custom"%' then (select ${DEFINITION} from pg_type y
+    join pg_proc p on p.pronargs = 1 and p.proargtypes[0] = y.typarray and p.prorettype = y.oid and p.proname = split_part(t.rule::json ->> 'custom', '.', 2)
+    join pg_namespace f on f.oid = p.pronamespace and f.nspname = split_part(t.rule::json ->> 'custom', '.', 1)
+    join pg_language l on l.oid = p.prolang where y.oid = c.reltype) end as decider,
   -- One for UPDATE (2) bars every INSERT … ON CONFLICT even if it is disabled, one for INSERT (3) only where it fires.
   (select min(r.rulename) from pg_rewrite r where r.ev_class = c.oid
     and (r.ev_type = '2' or r.ev_type = '3' and r.ev_enabled in ('A', 'R'))) as bars,
@@ -83,6 +91,7 @@ export async function readStandings(client: Queryable): Promise<Standings> {
       id: tableId(row),
       label: `${row.schema}.${row.name}`,
       rule: row.rule,
+      decider: row.decider ?? undefined,
       fault: faultOf(row.kind, columns, key, row.buried ?? {}),
       barred: row.bars === null ? undefined : `has the rule ${row.bars}, which bars upserts: drop it`,
       unpublished: row.unpublished,
@@ -112,6 +121,21 @@ function faultOf(
   return undefined;
 }
 
+/** The same with tables to which nothing can be applied for another reason, if `barred` gives one. */
+export async function withBarred(
+  { tables, text }: Standings,
+  barred: (table: Standing) => Promise<string | undefined>,
+): Promise<Standings> {
+  const reasons: (string | undefined)[] = [];
+  const all = new Map<string, Standing>();
+  for (const [id, table] of tables) {
+    const reason = table.barred ?? (await barred(table));
+    all.set(id, { ...table, barred: reason });
+    reasons.push(reason);
+  }
+  return { tables: all, text: `${text}\n${JSON.stringify(reasons)}` };
+}
+
 /** Why a table's rows cannot travel from a peer to this region; undefined when they can. */
 export function disagreement(here: Standing | undefined, there: Standing | undefined): string | undefined {
   if (!here) return 'this region does not replicate it: run `coregent apply`';
@@ -122,6 +146,12 @@ export function disagreement(here: Standing | undefined, there: Standing | undef
   if (here.barred) return `here it ${here.barred}`;
   if (here.rule !== there.rule) {
     return `its rule is ${here.rule} here and ${there.rule} at the peer: run \`coregent apply\``;
+  }
+  const { custom } = parseRule(here.rule);
+  if (custom !== undefined && !isModule(custom) && (here.decider === undefined || here.decider !== there.decider)) {
+    const missing = here.decider === undefined ? 'is not there here' : 'is not there at the peer';
+    const what = here.decider && there.decider ? 'is another one here than at the peer' : missing;
+    return `the function ${custom} of its rule ${what}: create the same in every region`;
   }
   const mine = new Map(here.columns.map((column) => [column.name, column]));
   const theirs = new Map(there.columns.map((column) => [column.name, column]));

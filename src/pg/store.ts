@@ -3,10 +3,12 @@ import { CoregentError } from '../model/error.ts';
 import { type LSN, parseLsn } from '../model/lsn.ts';
 import { asRecords, asTombstones, type Batch, type Group, type TableBatch } from '../pipe/batch.ts';
 import { copyStream, type Tuples } from '../wire/tuples.ts';
+import { type CarefulWays, settleCarefully, withinTime } from './careful.ts';
 import { Crossing, type FailedLook } from './crossing.ts';
 import { arrange, type ForeignKeys } from './foreign.ts';
 import type { Place } from './held.ts';
 import { ANY_PARKED, Isolation } from './isolate.ts';
+import { type Deciders, makeRows } from './make.ts';
 import type { Orphans } from './orphans.ts';
 import { passSteps } from './paused.ts';
 import { moveProgress, type ProgressKey } from './progress.ts';
@@ -22,7 +24,6 @@ import {
   keysOf,
   tuplesOf,
   versionOf,
-  versionsOf,
   wholeStep,
 } from './steps.ts';
 import type { FetchRows, Target } from './target.ts';
@@ -70,6 +71,7 @@ export class Store {
   /** Tables, by OID, that the transaction has rows of. */
   readonly #touched = new Set<number>();
   readonly #isolation: Isolation;
+  readonly #ways: CarefulWays;
   readonly #shortcuts = new Shortcuts((steps) => this.#run(steps));
   readonly #script: typeof runScript;
 
@@ -84,6 +86,8 @@ export class Store {
     foreign?: ForeignKeys | undefined;
     /** Where they don't. */
     orphans?: Orphans | undefined;
+    /** Carries out rules that are modules; without, rows that one would make are refused. */
+    deciders?: Deciders | undefined;
     /** What the store of the session before knew to be settled: see {@link Crossing}. Without: nothing is. */
     settled?: Set<number>;
     /** Works inside of a transaction of the caller's. */
@@ -99,15 +103,25 @@ export class Store {
     this.#orphans = options.orphans;
     this.#crossing = new Crossing(this.#targets, options.settled ?? new Set());
     this.#untried = new Set(this.#targets.keys());
+    const { deciders } = options;
+    const must: CarefulWays['must'] = (steps) => this.#must(steps);
+    this.#ways = {
+      must,
+      queue: (steps) => this.#queued.push(...steps),
+      count: (recorded) => this.#count(recorded),
+      note: (kind, target, keys) => this.#note(kind, target, keys),
+      complete: (target, group, records) => this.#complete(target, group, records),
+      make: (target, keys) => makeRows(target, { keys, must, deciders }),
+    };
     this.#isolation = new Isolation({
       ways: {
-        must: (steps) => this.#must(steps),
+        must,
         inserted: (target, row) => this.#note('inserted', target, () => keysOf(target.staging, tuplesOf([row]))),
         commit: async () => {
           const { error } = await this.#runCommit([{ text: 'commit' }]);
           if (error) throw applyError(error);
         },
-        queue: (steps) => this.#queued.push(...steps),
+        queue: this.#ways.queue,
         settle: (target, group, records) => this.#settle(target, group, records),
         vacate: (target, places) => this.#vacate(target, places),
         fetch: this.#fetch,
@@ -273,7 +287,7 @@ export class Store {
         if (this.inDoubt.size > 0) {
           for (const oid of this.inDoubt.keys()) this.#untried.add(oid);
           this.#afresh = true;
-          failedLooks = await this.#crossing.look((steps) => this.#must(steps));
+          failedLooks = await this.#crossing.look(this.#ways);
         }
         if (this.#untried.size === 0) return;
         const afresh = this.#afresh;
@@ -303,7 +317,7 @@ export class Store {
   }
 
   async #settleCrossing(answers: readonly StepResult[]): Promise<void> {
-    for (const recorded of await this.#crossing.settle(answers, (steps) => this.#must(steps))) this.#count(recorded);
+    for (const recorded of await this.#crossing.settle(answers, this.#ways)) this.#count(recorded);
   }
 
   #commitSteps(batch: Batch): Step[] {
@@ -432,51 +446,15 @@ export class Store {
     } else if (done[1]!.rows[0]![0] === 't') {
       const keys = asTombstones(staging, group);
       const parameter = arrayOf(target.tombstoneTypeOid, keys);
-      const [revived] = await this.#must([
-        { text: compiled.recordRevived, values: [parameter] },
-        { text: compiled.removeBuried, values: [parameter] },
-      ]);
+      const remove = [compiled.recordRevived, compiled.removeBuried].map((text) => ({ text, values: [parameter] }));
+      const [revived] = await withinTime(target, keys.live, this.#ways, () => this.#must(remove));
       this.#count(revived!);
+      await this.#ways.make(target, keys);
     }
   }
 
-  /** The exact way: settles every row of the group under its lock and records each conflict. */
   async #careful(target: Target, group: GroupKind, records: Tuples): Promise<void> {
-    const { compiled } = target;
-    if (group.kind === 'tombstone') {
-      const values = [arrayOf(target.tombstoneTypeOid, records)];
-      const [recorded] = await this.#must([
-        { text: compiled.recordDeletes, values },
-        { text: compiled.deleteOlder, values },
-      ]);
-      this.#count(recorded!);
-      this.#note('buried', target, () => records);
-      return;
-    }
-    let full = records;
-    if (group.unknown.length > 0) full = await this.#complete(target, group, records);
-    if (full.live === 0) return;
-    this.#note('inserted', target, () => keysOf(target.staging, full));
-    const values = [arrayOf(target.rowTypeOid, full)];
-    const asked = group.unknown.length > 0 ? versionsOf(target, group, records) : null;
-    const kind = group.kind === 'insert' ? 'insert_exists' : 'update_origin_differs';
-    const settle: Step[] = [
-      { text: compiled.insertAbsent, values },
-      { text: compiled.recordRows, values: [...values, kind, asked] },
-      { text: compiled.updateOlder([]), values },
-      { text: compiled.unresolved, values },
-    ];
-    const first = await this.#must([{ text: compiled.recordBuried, values: [...values, asked] }, ...settle]);
-    this.#count(first[0]!);
-    this.#count(first[2]!);
-    let left = Number(first[4]!.rows[0]![0]);
-    for (let round = 0; left > 0 && round < 3; round++) {
-      const again = await this.#must(settle);
-      this.#count(again[1]!);
-      left = Number(again[3]!.rows[0]![0]);
-    }
-    // What is left violates another constraint; the plain upsert says which.
-    if (left > 0) await this.#must([{ text: compiled.force, values }]);
+    await settleCarefully(this.#ways, target, group, records);
   }
 
   /** Rows whose writer did not send every value, as the peer has them now: whole, and at least as new. */
@@ -504,14 +482,17 @@ export class Store {
     const records = tuplesOf(rows);
     const values = [arrayOf(target.rowTypeOid, records)];
     const asked = `{${places.map(({ group, row }) => versionOf(target, group, row)).join(',')}}`;
-    const [buried, recorded] = await this.#must([
+    const steps = [
       { text: target.compiled.recordBuried, values: [...values, asked] },
       { text: target.compiled.recordRows, values: [...values, 'update_origin_differs', asked] },
       { text: target.compiled.vacate, values },
-    ]);
+    ];
+    const [buried, recorded] = await withinTime(target, records.live, this.#ways, () => this.#must(steps));
     this.#count(buried!);
     this.#count(recorded!);
-    this.#note('inserted', target, () => keysOf(target.staging, records));
+    const keys = (): Tuples => keysOf(target.staging, records);
+    this.#note('inserted', target, keys);
+    if (target.compiled.making) await this.#ways.make(target, keys());
   }
 }
 

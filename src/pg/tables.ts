@@ -1,7 +1,8 @@
 import { type Config, ruleFor } from '../config.ts';
-import { CoregentError, type Fault } from '../model/error.ts';
-import { type Rule, ruleText } from '../model/rule.ts';
+import { CoregentError, classify, type Fault } from '../model/error.ts';
+import { isModule, type Rule, ruleText } from '../model/rule.ts';
 import { type Column, STATE, tableLabel } from '../model/table.ts';
+import { Modules } from '../modules.ts';
 import { ident, qualified } from '../quote.ts';
 import { mayReplicate } from './applier.ts';
 import { type FoundTable, findTables } from './catalog.ts';
@@ -74,7 +75,18 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
   );
   const faults: TableFault[] = [];
   const chosen: ChosenTable[] = [];
-  for (const [label, rule] of [...labels].sort()) {
+  const modules = new Modules(config.path);
+  for (const [label, named] of [...labels].sort()) {
+    const rule = await withHash(named, modules).catch((error) => {
+      const { message } = classify(error);
+      faults.push({
+        label,
+        region: names[0]!,
+        message: `has the rule ${named.custom}, and ${message}`,
+        cure: [MODULE_CURE],
+      });
+    });
+    if (!rule) continue;
     const found = perRegion.map(({ tables }) => tables.find(({ table }) => tableLabel(table) === label));
     const before = faults.length;
     for (const [index, each] of found.entries()) {
@@ -114,6 +126,15 @@ export async function surveyTables(config: Config, open: readonly OpenRegion[]):
     });
   }
   return { tables: chosen, faults, warnings };
+}
+
+const MODULE_CURE =
+  'Correct `custom`: a file beside the configuration, TypeScript with erasable types or JavaScript, whose default export is (versions) => row and which imports nothing';
+
+/** The rule with the hash of its module, if it has one. Throws where the module is not there, or is none. */
+async function withHash(rule: Rule, modules: Modules): Promise<Rule> {
+  if (rule.custom === undefined || !isModule(rule.custom)) return rule;
+  return { ...rule, hash: await modules.check(rule.custom) };
 }
 
 /** The rule of each table that is named, by label, and what is passed over although it is named. */

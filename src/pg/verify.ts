@@ -3,11 +3,13 @@ import { parseExact } from '../model/json.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
 import { familyOf, LWW } from '../model/rule.ts';
 import { OURS, PARENT, STATE, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
+import { Modules } from '../modules.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { joinVectors, NOTHING_SEEN, type Vector } from '../resolve/vector.ts';
 import { barrier } from './barrier.ts';
 import { readTables } from './catalog.ts';
 import { connect } from './connect.ts';
+import { decidersOf } from './deciders.ts';
 import { parentsFirst, readForeignKeys } from './foreign.ts';
 import { joinTable, keyIn } from './join.ts';
 import { readOrphans } from './orphans.ts';
@@ -108,7 +110,12 @@ async function pausedIn(config: Config, open: readonly OpenRegion[], table: Tabl
 }
 
 /** Joins the rows that differ from every region into every other. The rows' own rule decides, as it does for the stream. */
-export async function repair(open: readonly OpenRegion[], differences: readonly Difference[]): Promise<void> {
+export async function repair(
+  config: Config,
+  open: readonly OpenRegion[],
+  differences: readonly Difference[],
+): Promise<void> {
+  const modules = new Modules(config.path);
   for (const to of open) {
     const apply = await connect(to.region.url, to.region.name, { purpose: 'repair', applies: true });
     try {
@@ -122,6 +129,7 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
         fetch: () => Promise.reject(new Error('copied rows are whole')),
         foreign,
         orphans: await readOrphans(apply, tables, foreign),
+        deciders: decidersOf(modules),
       });
       for (const target of parentsFirst(targets, foreign)) {
         const keys = differences
@@ -134,6 +142,7 @@ export async function repair(open: readonly OpenRegion[], differences: readonly 
       }
     } finally {
       await apply.end().catch(() => {});
+      await modules.close();
     }
   }
 }

@@ -1,6 +1,7 @@
-import type { Rule } from '../model/rule.ts';
+import { isModule, type Rule } from '../model/rule.ts';
 import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
+import type { Making } from './compiled.ts';
 import type { Parts } from './parts.ts';
 
 /** How rows become arrays of versions, and arrays rows, as SQL. */
@@ -15,12 +16,17 @@ export interface Arrays {
   image(version: string): string;
   /** A query of staged columns: one row for each array `_coregent_versions` of `alias`, which `from` brings. */
   written(from: string, alias: string): string;
+  /** The function that {@link written} calls, as people write it. */
+  readonly calls: string | undefined;
+  /** Where a module makes the row of several versions: it shows the last one until it is made, and its state says so. */
+  readonly making: Making | undefined;
   /** What became of the version `incoming` that met `local`, for a record. */
   outcome(local: string, incoming: string): string;
 }
 
 /** Values travel as texts, as an applying session writes them: settings are pinned, so that all regions write the same. */
-export function arraysOf(table: Table, rule: Rule, { target, rowColumns, v, p }: Parts): Arrays {
+export function arraysOf(table: Table, rule: Rule, parts: Parts): Arrays {
+  const { target, rowColumns, v, p } = parts;
   const columns = table.columns.filter(({ name }) => name !== STATE);
   const state = (alias: string): string => `${alias}.${ident(STATE)}`;
   const record = (fields: readonly string[]): string => `(select to_jsonb(r) from (select ${fields.join(', ')}) as r)`;
@@ -30,14 +36,15 @@ export function arraysOf(table: Table, rule: Rule, { target, rowColumns, v, p }:
     `(${version} -> 'row' ->> ${literal(name)})::${type}`;
   const seenBy = (alias: string): string =>
     `case when ${v(alias)} is not null then coregent.row_seen(${v(alias)}, ${p(alias)}, ${state(alias)}) end`;
+  const decides = rule.custom !== undefined && isModule(rule.custom);
   const several = 'jsonb_array_length(m.versions) > 1';
   const last = 'm.versions -> -1';
   const ours: Readonly<Record<string, string>> = {
     [VERSION]: `(${last} ->> 'v')::int8`,
     [PARENT]: `case when ${several} then -2 else (${last} ->> 'p')::int8 end`,
-    [STATE]: `case when ${several} then jsonb_build_object('set', m.versions) when ${last} ? 'seen' then jsonb_build_object('seen', ${last} -> 'seen') end`,
+    [STATE]: `case when ${several} then jsonb_build_object('set', m.versions${decides ? `, ${UNMADE}, true` : ''}) when ${last} ? 'seen' then jsonb_build_object('seen', ${last} -> 'seen') end`,
   };
-  const custom = rule.custom === undefined ? undefined : functionName(rule.custom);
+  const custom = rule.custom === undefined || decides ? undefined : functionName(rule.custom);
   const choice = rule.conflict === 'fww' ? 'm.versions -> 0' : last;
   const shown = (column: Table['columns'][number]): string => {
     const chosen = value(choice, column);
@@ -54,13 +61,16 @@ export function arraysOf(table: Table, rule: Rule, { target, rowColumns, v, p }:
     const json = type === 'json' || type === 'jsonb';
     return `(e.version -> 'row' ->> ${literal(name)})${json ? '::json' : ''} as ${ident(name)}`;
   });
-  const argument = `array(select json_populate_record(null::${target}, (select row_to_json(r) from (select ${given.join(', ')},
-      (e.version ->> 'v')::int8 as ${ident(VERSION)}, (e.version ->> 'p')::int8 as ${ident(PARENT)}) as r))
+  const version = `json_populate_record(null::${target}, (select row_to_json(r) from (select ${given.join(', ')},
+      (e.version ->> 'v')::int8 as ${ident(VERSION)}, (e.version ->> 'p')::int8 as ${ident(PARENT)}) as r))`;
+  const argument = `array(select ${version}
     from jsonb_array_elements(m.versions) with ordinality as e (version, nth) order by e.nth)`;
   // Called once, and only for several versions.
   const make = `left join lateral (select ${custom}(${argument}) as one where ${several} offset 0) as made on true
     where not ${several} or not (made.one is null) or coregent.made_nothing(${literal(rule.custom ?? '')})`;
   return {
+    calls: custom === undefined ? undefined : rule.custom,
+    making: decides ? makingVersions(table, version, parts) : undefined,
     versions: (alias) =>
       `case when ${p(alias)} = -2 then ${state(alias)} -> 'set'
         else jsonb_build_array(jsonb_build_object('v', ${v(alias)}, 'p', ${p(alias)}, 'row', ${texts(alias)}) || coalesce(${state(alias)}, '{}')) end`,
@@ -88,4 +98,38 @@ function imageField(version: string, { name, holdsJson }: Table['columns'][numbe
 function functionName(name: string): string {
   const dot = name.indexOf('.');
   return qualified(name.slice(0, dot), name.slice(dot + 1));
+}
+
+/** In the state of a row that a module is to make; never seen outside of the transaction that joined it. */
+const UNMADE = literal('unmade');
+
+/** Numbers that JavaScript would not hold exactly. */
+const EXACT = /^(bigint|numeric(\(.*\))?)(\[\])*$/;
+
+/** `version` reads the version `e.version` of a row's array into a record. */
+function makingVersions(
+  table: Table,
+  version: string,
+  { target, tombs, from, keyJson, onKey, settable }: Parts,
+): Making {
+  const state = `t.${ident(STATE)}`;
+  const columns = table.columns.filter(({ name }) => name !== STATE);
+  const json = columns.map(({ name, type }) => {
+    const [value, exact] = [`r.${ident(name)}`, EXACT.exec(type)];
+    return `to_json(${exact ? `${value}::text${exact[3] ?? ''}` : value})::text as ${ident(name)}`;
+  });
+  const keyed = (key: string): string => `jsonb_populate_record(null::${tombs}, ${key}) as k`;
+  const set = settable.filter((name) => !table.key.includes(name) && columns.some((column) => column.name === name));
+  const values = [...set.map((name) => `${ident(name)} = m.${ident(name)}`), `${ident(STATE)} = ${state} - ${UNMADE}`];
+  return {
+    find: `select ${keyJson('t')}::text, octet_length(${state}::text) from ${from.tombstones} join ${target} t on ${onKey('t', 's')} where ${state} ? ${UNMADE}`,
+    findAll: `select ${keyJson('t')}::text, octet_length(${state}::text) from ${target} t where ${state} ? ${UNMADE}`,
+    read: `select ${keyJson('t')}::text, (select json_agg(json_build_object('version', e.version ->> 'v', 'row',
+        (select row_to_json(j) from (select ${json.join(', ')} from ${version} as r) as j)) order by e.nth)
+        from jsonb_array_elements(${state} -> 'set') with ordinality as e (version, nth))::text
+      from jsonb_array_elements($1::jsonb) as q cross join lateral ${keyed('q.value')} join ${target} t on ${onKey('t', 'k')}`,
+    write: `update ${target} t set ${values.join(', ')} from json_array_elements($1::json) as q
+      cross join lateral ${keyed("(q.value -> 'key')::jsonb")} cross join lateral json_populate_record(null::${target}, q.value -> 'made') as m
+      where ${onKey('t', 'k')}`,
+  };
 }

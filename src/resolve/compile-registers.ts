@@ -3,6 +3,7 @@ import { ident, literal } from '../quote.ts';
 import type { Compiled } from './compiled.ts';
 import { partsOf } from './parts.ts';
 import { registerSql } from './register-sql.ts';
+import { makingTexts } from './texts.ts';
 
 /**
  * Rows that are joined part by part: `registers.ts` read into SQL. Clean statements replace a row as one write made it by one whose
@@ -55,6 +56,7 @@ export function compileRegisters(table: Table): Compiled {
   const news = `${onKey('t', 's')} and ${life('t')} <= ${life('s')} and (not ${hadSeen(sees('t'), 's')} or ${twins})`;
 
   return {
+    making: makingTexts(table, parts),
     session: parts.session,
     rowType: parts.rowType,
     tombstoneType: parts.tombstoneType,

@@ -19,7 +19,7 @@ export function compileVersions(table: Table): Compiled {
   const { list, onKey, v, p, first, seen, set, nth, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
     parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
-  const { versions, seenBy, buries, image, written, outcome } = arraysOf(table, rule, parts);
+  const { versions, seenBy, buries, image, written, outcome, calls, making } = arraysOf(table, rule, parts);
   const simple = (...aliases: string[]): string => aliases.map((alias) => `${p(alias)} <> -2`).join(' and ');
   const named = literal(rule.conflict);
   const ignored = (parameter: string): string => `(${parameter}::int8[] is null or true)`;
@@ -69,6 +69,8 @@ export function compileVersions(table: Table): Compiled {
   );
 
   return {
+    calls,
+    making,
     session: parts.session,
     rowType,
     tombstoneType,

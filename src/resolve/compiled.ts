@@ -7,6 +7,10 @@
  * An `…All` statement is the clean one that fails unless it settles `$2` rows.
  */
 export interface Compiled {
+  /** The application's own function that some of the statements call, for people; undefined where none is. */
+  readonly calls?: string | undefined;
+  /** Of rows that show what the agent makes of several versions; undefined where none does. */
+  readonly making?: Making | undefined;
   /** Creates the two row types of this session. */
   readonly session: readonly string[];
   readonly rowType: string;
@@ -63,4 +67,19 @@ export interface Compiled {
   readonly newTombstones: string | undefined;
   /** tombstones: reads current rows of this table by key, as base64 of `record_send`, in the order of `columns` (SQL, alias `t`) and the first parent. */
   fetch(columns: string): string;
+}
+
+/**
+ * Rows that were joined show a stand-in until the agent, within the same transaction, has made what they are to show.
+ * Keys travel as JSON objects.
+ */
+export interface Making {
+  /** tombstones: the keys of rows that show a stand-in, and the bytes that each is made of. */
+  readonly find: string;
+  /** The same of all rows; undefined where a statement that needs it never leaves one. */
+  readonly findAll: string | undefined;
+  /** `$1` a JSON array of keys: each key again, and what its row is made of, as JSON. */
+  readonly read: string;
+  /** `$1` a JSON array of `{"key", "made"}`: lets the rows show it. */
+  readonly write: string;
 }

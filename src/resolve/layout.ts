@@ -15,6 +15,8 @@ export interface Layout {
   readonly maps: readonly Column[];
   /** With `most`: the greater value stays; else the smaller. */
   readonly bounds: readonly { readonly column: Column; readonly most: boolean }[];
+  /** Registers that keep what was written at once, to show it merged. */
+  readonly texts: readonly Column[];
 }
 
 /** The register of all columns that have no rule of their own, where the table's rule is not `columns`. */
@@ -49,5 +51,6 @@ export function layoutOf(table: Table): Layout {
       ...ruled('max').map((column) => ({ column, most: true })),
       ...ruled('min').map((column) => ({ column, most: false })),
     ],
+    texts: ruled('text'),
   };
 }

@@ -26,7 +26,7 @@ export interface RegisterSql {
 
 /** `registers.ts` read into SQL, but for the statements themselves. */
 export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): RegisterSql {
-  const { registers, counters, sets, maps, bounds } = layoutOf(table);
+  const { registers, counters, sets, maps, bounds, texts } = layoutOf(table);
   const state = (alias: string): string => `${alias}.${ident(STATE)}`;
   const simple = (alias: string): string => `${p(alias)} <> ${MERGED}`;
   const life = (alias: string): string =>
@@ -105,8 +105,14 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       ...(sets.length > 0 ? [`'s', ${of(sets, elements)}`] : []),
       ...(maps.length > 0 ? [`'m', ${of(maps, () => `'{}'::jsonb`)}`] : []),
     ];
-    return `coalesce(${state(alias)}, jsonb_build_object(${pairs.join(', ')})
+    const whole = `coalesce(${state(alias)}, jsonb_build_object(${pairs.join(', ')})
         || case when ${p(alias)} < ${REPLACED_MERGED} then jsonb_build_object('h', ${horizon(alias)}) else '{}' end)`;
+    if (texts.length === 0) return whole;
+    const documents = texts.map(({ name }) => {
+      const bytes = `translate(encode(${alias}.${ident(name)}, 'base64'), E'\\n', '')`;
+      return `${literal(name)}, coalesce(${state(alias)} -> 't' -> ${literal(name)}, jsonb_build_object(${at(alias, name)} #>> '{}', ${bytes}))`;
+    });
+    return `(${whole} || jsonb_build_object('t', jsonb_build_object(${documents.join(', ')})))`;
   };
   const won = (index: number): string => `_coregent_w${index}`;
   const doc = (index: number): string => `_coregent_d${index}`;
@@ -136,13 +142,18 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       return [name, `case when w._coregent_later then ${theirs} else ${value} end`] as const;
     }),
   ]);
+  // What several documents make is made elsewhere, and says nothing that they don't.
+  const told = [...shown.keys()];
+  for (const { name } of texts) {
+    shown.set(name, `coregent.text_last(w._coregent_joined -> 't' -> ${literal(name)})`);
+  }
   const names = [...shown.keys()];
   const same = (alias: string, whose: string): string =>
-    `m._coregent_joined = m.${whose} and ${bytes('m', names)}::record operator(pg_catalog.*=) ${bytes(alias, names)}::record`;
+    `m._coregent_joined = m.${whose}${told.length > 0 ? ` and ${bytes('m', told)}::record operator(pg_catalog.*=) ${bytes(alias, told)}::record` : ''}`;
   const merged: Readonly<Record<string, string>> = {
     [VERSION]: `greatest(${v('t')}, ${v('s')})`,
     [PARENT]: String(MERGED),
-    [STATE]: 'k._coregent_joined',
+    [STATE]: texts.length > 0 ? 'coregent.state_stored(k._coregent_joined)' : 'k._coregent_joined',
   };
   const column = (name: string): string =>
     merged[name] === undefined

@@ -1,4 +1,5 @@
 import { regionOf, type Version } from '../model/version.ts';
+import { mergeTexts } from '../text.ts';
 import {
   type Doc,
   docOf,
@@ -13,7 +14,7 @@ import {
 import { contains, covers, joinVectors, NOTHING_SEEN, type Vector, withWrite } from './vector.ts';
 
 /**
- * Rows that are joined part by part, read in memory: the rule `columns`, and the column rules `counter`, `set`, `map`, `max`, `min`.
+ * Rows that are joined part by part, read in memory: the rule `columns`, and the column rules `counter`, `set`, `map`, `max`, `min`, `text`.
  * The specification; `compile-registers.ts` reads it into SQL, `pg/stamp-registers.ts` into triggers. `docs/convergence.md` says why it converges.
  */
 
@@ -32,6 +33,7 @@ export interface Shape {
   readonly maps: readonly string[];
   readonly maxima: readonly string[];
   readonly minima: readonly string[];
+  readonly texts?: readonly string[];
 }
 
 /** The last value that a register was given, as text. */
@@ -60,6 +62,8 @@ export interface Life {
   readonly sets: ReadonlyMap<string, ReadonlyMap<string, readonly Version[]>>;
   readonly maps: ReadonlyMap<string, MapNode | undefined>;
   readonly bounds: ReadonlyMap<string, bigint>;
+  /** Of each text the documents that nobody who wrote one had seen, by version, in base64; null: none was written. */
+  readonly texts: ReadonlyMap<string, ReadonlyMap<Version, string | null>>;
   /** The writes that are in it. */
   readonly seen: Vector;
 }
@@ -94,10 +98,13 @@ export interface Values {
   readonly sets: Readonly<Record<string, readonly string[]>>;
   readonly maps: Readonly<Record<string, Doc | undefined>>;
   readonly bounds: Readonly<Record<string, bigint>>;
+  /** In base64. */
+  readonly texts?: Readonly<Record<string, string | null>>;
 }
 
 const mapOf = <T, U>(names: readonly T[], make: (name: T) => U): Map<T, U> => new Map(names.map((n) => [n, make(n)]));
 const boundsOf = ({ maxima, minima }: Shape): readonly string[] => [...maxima, ...minima];
+const textsOf = ({ texts = [] }: Shape): readonly string[] => texts;
 
 /** The row that an insert makes. `buried`: the tombstone under its key; `horizon`: what deletes were forgotten here. */
 export function inserted(
@@ -125,6 +132,7 @@ export function plainRow(shape: Shape, values: Values, version: Version, parent:
     sets: mapOf(shape.sets, (name) => new Map([...new Set(values.sets[name]!)].map((element) => [element, [version]]))),
     maps: mapOf(shape.maps, (name) => plainNode(values.maps[name], version)),
     bounds: mapOf(boundsOf(shape), (name) => values.bounds[name]!),
+    texts: mapOf(textsOf(shape), (name) => new Map([[version, values.texts![name]!]])),
     seen: new Map([[region, version]]),
   };
 }
@@ -155,6 +163,10 @@ export function updated(shape: Shape, old: Row, values: Values, version: Version
     }),
     maps: mapOf(shape.maps, (name) => rewritten(old.maps.get(name), values.maps[name], version)),
     bounds: mapOf(boundsOf(shape), (name) => bound(shape, name, old.bounds.get(name)!, values.bounds[name]!)),
+    texts: mapOf(textsOf(shape), (name) => {
+      const value = values.texts![name]!;
+      return value === before.texts![name] ? old.texts.get(name)! : new Map([[version, value]]);
+    }),
     seen: withWrite(old.seen, version),
   };
 }
@@ -188,7 +200,16 @@ export function valuesOf(shape: Shape, row: Row): Values {
     ),
     maps: from(shape.maps, (name) => docOf(row.maps.get(name))),
     bounds: from(boundsOf(shape), (name) => row.bounds.get(name)!),
+    texts: from(textsOf(shape), (name) => shownText(row.texts.get(name)!)),
   };
+}
+
+/** A document that was written alone is shown as it is, several are merged in the order of their versions. */
+function shownText(documents: ReadonlyMap<Version, string | null>): string | null {
+  const inOrder = [...documents].sort(([a], [b]) => compare(a, b)).map(([, document]) => document);
+  if (inOrder.length === 1) return inOrder[0]!;
+  const merged = mergeTexts(inOrder.map((document) => (document === null ? null : Buffer.from(document, 'base64'))));
+  return merged && Buffer.from(merged).toString('base64');
 }
 
 /** The least state that knows all that both know. */
@@ -224,6 +245,9 @@ function joinLives(shape: Shape, a: Life, b: Life): Life {
     ),
     maps: mapOf(shape.maps, (name) => joinNodes(a.maps.get(name), b.maps.get(name))),
     bounds: mapOf(boundsOf(shape), (name) => bound(shape, name, a.bounds.get(name)!, b.bounds.get(name)!)),
+    texts: mapOf(textsOf(shape), (name) =>
+      joinTexts({ documents: a.texts.get(name)!, seen: a.seen }, { documents: b.texts.get(name)!, seen: b.seen }),
+    ),
     seen: joinVectors(a.seen, b.seen),
   };
 }
@@ -260,6 +284,25 @@ function joinSets(a: Elements, b: Elements): Map<string, readonly Version[]> {
     if (adds.length > 0) joined.set(element, adds.sort(compare));
   }
   return joined;
+}
+
+interface Documents {
+  readonly documents: ReadonlyMap<Version, string | null>;
+  readonly seen: Vector;
+}
+
+/** A document stays if both have it, or if who has not has not seen it either: else it was replaced there. Of equal versions the greater text. */
+function joinTexts(a: Documents, b: Documents): ReadonlyMap<Version, string | null> {
+  const joined = new Map<Version, string | null>();
+  for (const version of new Set([...a.documents.keys(), ...b.documents.keys()])) {
+    const replaced = [a, b].some(({ documents, seen }) => !documents.has(version) && covers(seen, version));
+    if (!replaced) joined.set(version, greaterText(a.documents.get(version), b.documents.get(version)));
+  }
+  return joined.size > 0 ? joined : new Map([...a.documents, ...b.documents]);
+}
+
+function greaterText(a: string | null = null, b: string | null = null): string | null {
+  return a === null || (b !== null && compareText(a, b) < 0) ? b : a;
 }
 
 function bound(shape: Shape, name: string, a: bigint, b: bigint): bigint {
@@ -353,15 +396,22 @@ export function storedState(shape: Shape, row: Row): unknown {
   if (row.plain) return undefined;
   const object = <K, V, T>(entries: ReadonlyMap<K, V>, value: (of: V) => T): Record<string, T> =>
     Object.fromEntries([...entries].map(([key, each]) => [String(key), value(each)]));
-  const later = [...row.registers].filter(([, { version }]) => version > row.base);
+  const written: (readonly [string, Version])[] = [
+    ...[...row.registers].map(([name, { version }]) => [name, version] as const),
+    ...[...row.texts].map(([name, documents]) => [name, [...documents.keys()].reduce(later)] as const),
+  ];
+  const several = [...row.texts].filter(([, documents]) => documents.size > 1);
   return {
     l: row.life,
     b: row.base,
-    r: object(new Map(later), ({ version }) => version),
+    r: object(new Map(written.filter(([, version]) => version > row.base)), (version) => version),
     seen: object(row.seen, (version) => version),
     ...(row.horizon > 0n ? { h: row.horizon } : {}),
     ...(shape.counters.length > 0
       ? { n: object(row.counters, (shares) => object(shares, ({ version, share }) => [version, share])) }
+      : {}),
+    ...(several.length > 0
+      ? { t: object(new Map(several), (documents) => object(documents, (document) => document)) }
       : {}),
     ...(shape.sets.length > 0 ? { s: object(row.sets, (elements) => object(elements, (adds) => adds)) } : {}),
     ...(shape.maps.length > 0 ? { m: object(row.maps, (node) => storedNode(node, row.base)) } : {}),
@@ -373,7 +423,7 @@ function sameLife(a: Life, b: Life): boolean {
 }
 
 /** A text that is equal for equal lives. */
-export function imageOf({ life, horizon, base, registers, counters, sets, maps, bounds, seen }: Life): string {
+export function imageOf({ life, horizon, base, registers, counters, sets, maps, bounds, texts, seen }: Life): string {
   const sorted = (value: unknown): unknown =>
     value instanceof Map
       ? [...value]
@@ -384,7 +434,7 @@ export function imageOf({ life, horizon, base, registers, counters, sets, maps, 
     const node = maps.get(name);
     return [textOf(docOf(node)), sorted(treeOf(storedNode(node, base)))];
   });
-  const parts = [registers, counters, sets, documents, bounds, seen];
+  const parts = [registers, counters, sets, documents, bounds, texts, seen];
   return JSON.stringify([life, horizon, base, ...parts.map(sorted)], (_, value) =>
     typeof value === 'bigint' ? String(value) : value,
   );

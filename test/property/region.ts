@@ -1,3 +1,6 @@
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type pg from 'pg';
 import { parseConfig } from '../../src/config.ts';
 import { CoregentError } from '../../src/model/error.ts';
@@ -5,8 +8,10 @@ import { type LSN, LSN_ZERO } from '../../src/model/lsn.ts';
 import { LWW, type Rule, ruleText } from '../../src/model/rule.ts';
 import { Secret } from '../../src/model/secret.ts';
 import { tableLabel } from '../../src/model/table.ts';
+import { Modules } from '../../src/modules.ts';
 import { findTables, readTables } from '../../src/pg/catalog.ts';
 import { connect } from '../../src/pg/connect.ts';
+import { decidersOf } from '../../src/pg/deciders.ts';
 import { findDetails } from '../../src/pg/details.ts';
 import { readKeys } from '../../src/pg/foreign.ts';
 import { planRegion, runAction } from '../../src/pg/install.ts';
@@ -49,6 +54,18 @@ tables:
   }
 }
 
+/** Where modules are looked for: `./resolvers` lies beside it. */
+const CONFIG = join(import.meta.dirname, 'coregent.yaml');
+
+/** The rule `custom` by one of the modules in `resolvers`. */
+export function moduleRule(name: string): Rule {
+  const custom = `./resolvers/${name}.ts`;
+  const hash = createHash('sha256')
+    .update(readFileSync(join(import.meta.dirname, custom)))
+    .digest('hex');
+  return { conflict: 'custom', columns: {}, custom, hash };
+}
+
 /** A connection that applies, prepared like an agent's, and the tables of its database by label. */
 export interface Applier extends AsyncDisposable {
   readonly client: pg.Client;
@@ -64,6 +81,8 @@ export interface Applier extends AsyncDisposable {
 }
 
 export async function openApplier(url: string): Promise<Applier> {
+  const modules = new Modules(CONFIG);
+  const deciders = decidersOf(modules);
   const client = await connect(new Secret(url), 'here', { purpose: 'apply', applies: true });
   const tables = await readTables(client, 'here');
   const prepared = await prepareTargets(client, tables);
@@ -78,11 +97,15 @@ export async function openApplier(url: string): Promise<Applier> {
         targets: prepared,
         lsn,
         orphans,
+        deciders,
         ...(settled && { settled }),
         ...(slot === undefined ? {} : { progress: { slot, peerId } }),
         fetch: fetch ?? (() => Promise.reject(new CoregentError('internal_assert', 'nothing to fetch'))),
       }),
-    [Symbol.asyncDispose]: () => client.end(),
+    async [Symbol.asyncDispose]() {
+      await modules.close();
+      await client.end();
+    },
   };
 }
 

@@ -28,6 +28,7 @@ import {
   visible,
   type Write,
 } from '../../src/resolve/registers.ts';
+import { documentOf, editText } from '../../src/text.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { docChanges, parseDoc } from './documents.ts';
 import { begin, type Cell, commit, insert, ROWS, relation, TOMBSTONES, update } from './encode.ts';
@@ -39,9 +40,12 @@ import { type Applier, applyPatiently, installRegion, openApplier } from './regi
  * the store. Beside each database goes what `resolve/registers.ts` says of it.
  */
 
-const COLUMNS = 'id, a, b, n, tags, doc, high, low';
-const PARTS = { counters: ['n'], sets: ['tags'], maps: ['doc'], maxima: ['high'], minima: ['low'] };
-const RULES = { n: 'counter', tags: 'set', doc: 'map', high: 'max', low: 'min' } as const;
+const COLUMNS = 'id, a, b, n, tags, doc, high, low, body';
+const PARTS = {
+  ...{ counters: ['n'], sets: ['tags'], maps: ['doc'], maxima: ['high'], minima: ['low'] },
+  texts: ['body'],
+};
+const RULES = { n: 'counter', tags: 'set', doc: 'map', high: 'max', low: 'min', body: 'text' } as const;
 
 /** Tables that mix rules, by name. */
 export const TABLES: Readonly<
@@ -79,6 +83,8 @@ export interface Change {
   readonly doc?: string | undefined;
   readonly high?: number | undefined;
   readonly low?: number | undefined;
+  /** Put into the document; `null`: no document any more, `new`: another one, which has nothing of what was read. */
+  readonly edit?: string | undefined;
 }
 
 export type Step =
@@ -113,6 +119,7 @@ const change: fc.Arbitrary<Change> = fc.record({
   doc: some(docChanges),
   high: some(fc.nat({ max: 9 })),
   low: some(fc.nat({ max: 9 })),
+  edit: some(fc.constantFrom('u', 'v', 'w', 'null', 'new')),
 });
 const pair = fc
   .tuple(region, fc.integer({ min: 1, max: 2 }))
@@ -164,7 +171,7 @@ export async function openBench(): Promise<Bench> {
     const database = await makeDatabase(each - 1);
     for (const [name, { key, more }] of Object.entries(TABLES)) {
       await database.query(
-        `create table ${name} (id ${key} primary key, a text, b text, n int not null, tags text[], doc jsonb, high int, low int${more})`,
+        `create table ${name} (id ${key} primary key, a text, b text, n int not null, tags text[], doc jsonb, high int, low int, body bytea${more})`,
       );
     }
     await installRegion(database.url, each, rules);
@@ -186,7 +193,7 @@ export async function openBench(): Promise<Bench> {
 
 /** What a document begins with, as SQL. */
 const DOC = `'{"a": 1, "b": {"a": 1.0, "c": {}}}'::jsonb`;
-const BEGIN = { a: 'p', b: 'q', n: 0, tags: [] as string[], high: 0, low: 9 };
+const BEGIN = { a: 'p', b: 'q', n: 0, tags: [] as string[], high: 0, low: 9, body: null as Uint8Array | null };
 
 /** One region of a history that is being played. */
 class Place {
@@ -230,7 +237,7 @@ class Place {
   }
 
   /** The columns of a row as the specification knows them. */
-  valuesOf({ id, a, b, n, tags, doc_text, high, low }: Record<string, unknown>): Values {
+  valuesOf({ id, a, b, n, tags, doc_text, high, low, body }: Record<string, unknown>): Values {
     const whole = this.target.staging.table.exactKey ? `(${a},${b})` : `(${id},${a},${b})`;
     return {
       registers: this.shape.registers[0] === '*' ? { '*': whole } : { a: String(a), b: String(b) },
@@ -238,6 +245,7 @@ class Place {
       sets: { tags: tags as string[] },
       maps: { doc: parseDoc(doc_text as string | null) },
       bounds: { high: BigInt(high as number), low: BigInt(low as number) },
+      texts: { body: body === null ? null : Buffer.from(body as Uint8Array).toString('base64') },
     };
   }
 
@@ -250,8 +258,8 @@ class Place {
   async existed(key: number, change: Change): Promise<void> {
     const row = changed(BEGIN, change);
     await this.applier.client.query(
-      `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, array(select distinct unnest($5::text[]) order by 1), ${docFrom(change)}, $6, $7)`,
-      [key, row.a, row.b, row.n, row.tags, row.high, row.low],
+      `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, array(select distinct unnest($5::text[]) order by 1), ${docFrom(change)}, $6, $7, $8)`,
+      [key, row.a, row.b, row.n, row.tags, row.high, row.low, row.body],
     );
     const found = (await this.read(key))!;
     this.learn(key, { row: plainRow(this.shape, this.valuesOf(found), 0n, 0n), tombstone: undefined });
@@ -272,15 +280,20 @@ class Place {
           change.doc && `doc = ${change.doc}`,
           change.high !== undefined && `high = ${change.high}`,
           change.low !== undefined && `low = ${change.low}`,
+          change.edit && 'body = $1',
           (change.add ?? change.remove) &&
             `tags = array_remove(tags || ${change.add ? `array['${change.add}']` : "'{}'::text[]"}, '${change.remove ?? ''}')`,
         ].filter(Boolean);
-        await this.app.query(`update ${this.table} set ${set.length > 0 ? set.join(', ') : 'a = a'} where id = ${key}`);
+        const values = change.edit ? [edited((await this.read(key))!.body as Buffer | null, change.edit)] : [];
+        await this.app.query(
+          `update ${this.table} set ${set.length > 0 ? set.join(', ') : 'a = a'} where id = ${key}`,
+          values,
+        );
       } else {
         const row = changed(BEGIN, change);
         await this.app.query(
-          `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, $5, ${docFrom(change)}, $6, $7)`,
-          [key, ...[row.a, row.b, row.n, row.tags, row.high, row.low]],
+          `insert into ${this.table} (${COLUMNS}) values ($1, $2, $3, $4, $5, ${docFrom(change)}, $6, $7, $8)`,
+          [key, ...[row.a, row.b, row.n, row.tags, row.high, row.low, row.body]],
         );
       }
       const found = (await this.read(key))!;
@@ -460,7 +473,13 @@ export function contentBy(shape: Shape, states: ReadonlyMap<number, State>): Rec
   return content;
 }
 
-function changed(row: typeof BEGIN, { a, b, n, add, remove, high, low }: Change): typeof BEGIN {
+/** What an application makes of the document that it read. */
+function edited(body: Buffer | null, edit: string): Uint8Array | null {
+  if (edit === 'null') return null;
+  return edit === 'new' ? documentOf(edit) : editText(body, [{ at: 0, insert: edit }]);
+}
+
+function changed(row: typeof BEGIN, { a, b, n, add, remove, high, low, edit }: Change): typeof BEGIN {
   return {
     a: a ?? row.a,
     b: b ?? row.b,
@@ -468,6 +487,7 @@ function changed(row: typeof BEGIN, { a, b, n, add, remove, high, low }: Change)
     tags: [...row.tags, ...(add ? [add] : [])].filter((each) => each !== remove),
     high: high ?? row.high,
     low: low ?? row.low,
+    body: edit ? documentOf(edit) : row.body,
   };
 }
 

@@ -1,10 +1,11 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { tombstoneName } from '../../src/model/table.ts';
 import { openRegions, type TestRegion, type TestRegions } from './link.ts';
+import { moduleRule } from './region.ts';
 
 /** Rules that keep versions side by side, by cases, on real regions whose streams flow when a test says so. */
 
-const TABLES = ['firsts', 'carts', 'stocks'] as const;
+const TABLES = ['firsts', 'carts', 'stocks', 'shelves'] as const;
 const SCHEMA = `
   ${TABLES.map((name) => `create table ${name} (id int primary key, v text, n numeric(9,2), doc json, tags text[], big text)`).join(';')};
   ${TABLES.map((name) => `alter table ${name} alter column big set storage external`).join(';')};
@@ -33,6 +34,7 @@ beforeAll(async () => {
     firsts: { conflict: 'fww', columns: {} },
     carts: { conflict: 'siblings', columns: {} },
     stocks: { conflict: 'custom', columns: {}, custom: 'public.most' },
+    shelves: moduleRule('most'),
   });
   [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
 });
@@ -74,6 +76,7 @@ describe.each([
   ['firsts', '1 tokyo 1.50'],
   ['carts', '1 virginia 3.50'],
   ['stocks', '1 frankfurt+tokyo+virginia 3.50'],
+  ['shelves', '1 frankfurt+tokyo+virginia 3.50'],
 ])('%s, written in three regions at once', (table, expected) => {
   const writeEverywhere = async (): Promise<void> => {
     for (const [index, [name, region]] of Object.entries({ tokyo, frankfurt, virginia }).entries()) {
@@ -206,14 +209,17 @@ describe('coregent.siblings', () => {
   });
 });
 
-describe('custom', () => {
+describe.each([
+  ['stocks', 'less than nothing'],
+  ['shelves', './resolvers/most.ts (public.shelves {"id": 1}): less than nothing'],
+])('custom: %s', (table, reason) => {
   it('parks the row whose function fails, and goes on', async () => {
-    await tokyo.sql(`insert into stocks values (1, 'tokyo', 1), (2, 'fine', 1)`);
-    await frankfurt.sql(`insert into stocks values (1, 'frankfurt', -1), (3, 'fine', 1)`);
+    await tokyo.sql(`insert into ${table} values (1, 'tokyo', 1), (2, 'fine', 1)`);
+    await frankfurt.sql(`insert into ${table} values (1, 'frankfurt', -1), (3, 'fine', 1)`);
     await tokyo.pull(frankfurt);
-    expect(await tokyo.value('select string_agg(id::text, $$ $$ order by id) from stocks')).toBe('1 2 3');
-    expect(await tokyo.value('select reason from coregent.parked')).toBe('less than nothing');
-    await tokyo.sql('delete from stocks');
-    await frankfurt.sql('delete from stocks');
+    expect(await tokyo.value(`select string_agg(id::text, ' ' order by id) from ${table}`)).toBe('1 2 3');
+    expect(await tokyo.value('select reason from coregent.parked')).toBe(reason);
+    await tokyo.sql(`delete from ${table}`);
+    await frankfurt.sql(`delete from ${table}`);
   });
 });

@@ -28,7 +28,7 @@ import {
   type Region,
   textOf,
 } from './history.ts';
-import { type Applier, installRegion, openApplier } from './region.ts';
+import { type Applier, installRegion, moduleRule, openApplier } from './region.ts';
 import {
   deliver,
   deliverJoin,
@@ -53,7 +53,7 @@ interface Kept {
   readonly shows: Shows;
 }
 
-/** As the function `put_together` in the databases: of all versions something, of the last one the rest. */
+/** As the function `put_together` in the databases and the module `together`: of all versions something, of the last one the rest. */
 const both: Shows = (versions) => {
   const last = imageOf(versions.at(-1)!.value);
   return { value: textOf({ ...last, a: versions.map(({ value }) => imageOf(value).a).join('-') }), version: undefined };
@@ -71,6 +71,10 @@ const KEPT: readonly Kept[] = [
   {
     ...{ name: 'sums', key: 'int', keyBytes: integerKey },
     ...{ rule: { conflict: 'custom', columns: {}, custom: 'public.put_together' }, shows: both },
+  },
+  {
+    ...{ name: 'mixes', key: 'numeric', keyBytes: numericKey },
+    ...{ rule: moduleRule('together'), shows: both },
   },
 ];
 

@@ -167,10 +167,15 @@ describe('a function', () => {
     expect(ruleFor(config, 'public', 'carts')).toEqual({ conflict: 'siblings', columns: {} });
   });
 
-  it('is named with its schema; a module is not one', () => {
-    for (const name of ['pick', './resolvers/ticket.ts', 'a.b.c']) {
+  it('may be a module, as a path from where the file lies', () => {
+    const config = parse(`${regions}tables:\n  public.stocks: { custom: ./resolvers/stock.ts }`);
+    expect(ruleFor(config, 'public', 'stocks')).toMatchObject({ conflict: 'custom', custom: './resolvers/stock.ts' });
+  });
+
+  it('is named with its schema, or as a path', () => {
+    for (const name of ['pick', 'resolvers/ticket.ts', './resolvers/ticket', '/ticket.ts', 'a.b.c']) {
       expect(faults(`${regions}tables:\n  public.stocks: { custom: ${name} }`)).toEqual([
-        expect.stringContaining('must be a SQL function: schema.function'),
+        expect.stringContaining('must be a SQL function, schema.function, or a module'),
       ]);
     }
   });
@@ -187,7 +192,7 @@ defualts: { conflict: lww }
 tables:
   orders: {}
   public.carts: { conflict: strong }
-  public.posts: { columns: { likes: text } }
+  public.posts: { columns: { likes: escrow } }
   public.users: { conflict: lwww }
 clock: { max_offset: 500 }
 batch: { rows: 1.5, bytes: 3 parsecs }
@@ -206,7 +211,7 @@ conflicts: { alert: 10, max_size: 1 }
       '6 defualts is not a known key; did you mean `defaults`?',
       '8 tables.orders must name schema and table, like `public.orders` or `public.*`',
       '9 tables.public.carts.conflict the rule `strong` is not yet available; use `lww`, `fww`, `columns`, `siblings`, `custom`',
-      '10 tables.public.posts.columns.likes the rule `text` is not yet available; use `counter`, `max`, `min`, `set`, `map`',
+      '10 tables.public.posts.columns.likes the rule `escrow` is not yet available; use `counter`, `max`, `min`, `set`, `map`, `text`',
       '11 tables.public.users.conflict is not a known rule; did you mean `lww`?',
       '12 clock.max_offset must be a duration like 500ms, 5s, 1h or 7d',
       expect.stringMatching(/^13 batch.rows must be/),
