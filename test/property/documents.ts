@@ -22,7 +22,8 @@ const VALUES = [
 const key = fc.constantFrom('a', 'a', 'b', ...KEYS);
 const path = fc.array(key, { minLength: 1, maxLength: 3, size: 'max' });
 const value = fc.constantFrom(...VALUES);
-const OBJECT = `case when jsonb_typeof(doc) = 'object' then doc else '{}' end`;
+/** Something whose paths may be written: there is no key in a value, and none but a number in an array. */
+const OBJECT = `case when jsonb_typeof(doc) = 'object' and not jsonb_path_exists(doc, 'strict $.** ? (@.type() == "array")') then doc else '{}' end`;
 const array = (keys: readonly string[]): string => `array[${keys.map(literal).join(', ')}]`;
 
 /** What an application sets the column `doc` to, as SQL. */
