@@ -23,10 +23,12 @@ export function compileRegisters(table: Table): Compiled {
 
   const allApplied = 'select 1 / (count(*) = $2::int8)::int from applied';
   const insertNew = `${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden} on conflict ${onlyKey}`;
+  // What was here before replication has one version in every region, and may yet be another row in each: it is joined.
+  const older = (row: string): string => `(${v(row)} & 127) = 0`;
   const updateSeen = (
     unknown: readonly number[],
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
-      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${simple('t')}
+      where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${simple('t')} and not ${older('t')}
       and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
   const bury = (
     onConflict: string,
