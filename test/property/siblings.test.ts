@@ -16,6 +16,8 @@ const SCHEMA = `
     if exists (select from unnest(versions) v where v.n < 0) then
       raise exception 'less than nothing';
     end if;
+    while exists (select from unnest(versions) v where v.v = 'endless') loop
+    end loop;
     select * into one from unnest(versions) v order by v.n desc, v._coregent_version limit 1;
     one.v := (select string_agg(v.v, '+' order by v.v) from unnest(versions) v);
     one.id := 77;
@@ -219,6 +221,24 @@ describe.each([
     await tokyo.pull(frankfurt);
     expect(await tokyo.value(`select string_agg(id::text, ' ' order by id) from ${table}`)).toBe('1 2 3');
     expect(await tokyo.value('select reason from coregent.parked')).toBe(reason);
+    await tokyo.sql(`delete from ${table}`);
+    await frankfurt.sql(`delete from ${table}`);
+  });
+
+  it('ends a function that never comes back, parks its row, and goes on', async () => {
+    await tokyo.sql(`insert into ${table} select n, 'tokyo', 1 from generate_series(1, 5) n`);
+    await frankfurt.sql(
+      `insert into ${table} select n, case n when 3 then 'endless' else 'fine' end, 1 from generate_series(1, 5) n`,
+    );
+    await tokyo.pull(frankfurt);
+    const found = await tokyo.value(`select string_agg(id || v, ' ' order by id) from ${table}`);
+    expect(found).toBe('1fine+tokyo 2fine+tokyo 3tokyo 4fine+tokyo 5fine+tokyo');
+    expect(await tokyo.value('select reason from coregent.parked')).toMatch(/took longer than/);
+    // Nothing of the limit is left in the session.
+    const { rows } = await tokyo.applier.client.query(
+      `select current_setting('statement_timeout') as statement, current_setting('lock_timeout') as lock`,
+    );
+    expect(rows).toEqual([{ statement: '0', lock: '0' }]);
     await tokyo.sql(`delete from ${table}`);
     await frankfurt.sql(`delete from ${table}`);
   });
