@@ -209,14 +209,13 @@ async function startThread(code: string): Promise<Worker | string> {
   thread.stdout.resume();
   thread.stderr.resume();
   thread.unref();
+  let timer: NodeJS.Timeout | undefined;
   const broken = await new Promise<string | undefined>((done) => {
-    const timer = setTimeout(() => done(`it did not load within ${START_MS / 1_000} s`), START_MS);
-    thread.once('message', ({ broken }: { broken?: string }) => {
-      clearTimeout(timer);
-      done(broken);
-    });
+    timer = setTimeout(() => done(`it did not load within ${START_MS / 1_000} s`), START_MS);
+    thread.once('message', (loaded: { broken?: string }) => done(loaded.broken));
     thread.once('error', (error) => done(error.message)).once('exit', () => done('it ended its thread'));
   });
+  clearTimeout(timer);
   hearNothing(thread);
   if (broken === undefined) return thread;
   await thread.terminate();
