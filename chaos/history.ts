@@ -48,10 +48,11 @@ export interface VersionWrite {
   verdict: Verdict;
 }
 
-/** One write of a column whose values nobody else writes, or a delete of its row. */
+/** One write of a value that nobody else writes, or a delete of it or of its row. */
 export interface ValueWrite {
   readonly table: string;
-  readonly id: number;
+  /** The row's id; in a document, and the path there: `7 mail.daily`. */
+  readonly place: string;
   readonly region: string;
   /** Null: a delete. */
   readonly value: string | null;

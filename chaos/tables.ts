@@ -69,6 +69,7 @@ export const RULES = {
   'public.posts': { columns: { likes: 'counter', peak: 'max', tags: 'set' } },
   'public.profiles': { conflict: 'columns' },
   'public.badges': { conflict: 'columns' },
+  'public.preferences': { columns: { doc: 'map' } },
   'public.tickets': { custom: 'public.settle_ticket' },
   'public.ledger': { owner: { column: 'home' } },
 };
@@ -77,7 +78,14 @@ export const RULES = {
 export const VERSIONED = { drafts: 'last', claims: 'first', tickets: 'all' } as const;
 
 /** Columns of tables joined part by part, into which everyone writes values that nobody else writes. */
-export const VALUES = { posts: 'title', profiles: 'nick', badges: 'note' } as const;
+export const VALUES = { posts: 'title', profiles: 'nick', badges: 'note', preferences: 'doc' } as const;
+
+/** A value and its place; of a document each text in it, and the path there. */
+export function leavesOf(place: string, value: unknown): [place: string, value: string][] {
+  if (typeof value === 'string') return [[place, value]];
+  const separator = place.includes(' ') ? '.' : ' ';
+  return Object.entries(value ?? {}).flatMap(([key, inner]) => leavesOf(`${place}${separator}${key}`, inner));
+}
 
 /** Tables that refer to others, and what they do when the row goes that they refer to. A row of theirs is written by one region only. */
 export const CHILDREN = {
@@ -147,6 +155,7 @@ const BASE = `
   create table accounts (id int primary key, email text not null unique, note text);
   create table handles (id int primary key, name text not null unique, seat int not null, note text,
     constraint handles_seat unique (seat) deferrable);
+  create table preferences (id int primary key, doc jsonb not null default '{}');
   create table badges (id int primary key, code text not null unique, note text not null);
   -- Whose parents other regions delete.
   create table teams (id int primary key, note text);

@@ -64,7 +64,11 @@ export async function checkForeign(
         const row = shown.get(child.id);
         shown.delete(child.id);
         if (row) there++;
-        const fault = row ? faultOf(child, row) : child.inserted === 'ok' ? faultOfGone(child, recorded) : undefined;
+        const fault = row
+          ? faultOf(child, row, recorded)
+          : child.inserted === 'ok'
+            ? faultOfGone(child, recorded)
+            : undefined;
         if (fault) violations.push(`${region.name}: ${table} ${child.id} of ${child.region} ${fault}`);
       }
       for (const id of shown.keys()) violations.push(`${region.name}: nobody wrote ${table} ${id}`);
@@ -78,13 +82,20 @@ export async function checkForeign(
   };
 }
 
-function faultOf({ table, deleted, states, inserted }: Child, { parent, note }: Shown): string | undefined {
+function faultOf(
+  { table, id, deleted, states, inserted }: Child,
+  { parent, note }: Shown,
+  recorded: ReadonlySet<string>,
+): string | undefined {
+  // Whoever deletes a parent writes such a row: a newer write than what its own region did meanwhile, which is on record then.
+  const nulled = CHILDREN[table as ChildTable].onDelete === 'set null' && parent === null;
+  const overwritten = nulled && recorded.has(`${table} ${id}`) && states.some((state) => state.note === note);
+  if (overwritten) return undefined;
   if (deleted === 'ok') return 'is back';
   const last = states.findLastIndex(({ verdict }) => verdict === 'ok');
-  const nullable = CHILDREN[table as ChildTable].onDelete === 'set null';
   const fits = states
     .slice(inserted === 'ok' ? last : 0)
-    .some((state) => state.note === note && (state.parent === parent || (parent === null && nullable)));
+    .some((state) => state.note === note && (state.parent === parent || nulled));
   return fits ? undefined : `shows parent ${parent} and ${note}, which is not what was written last`;
 }
 

@@ -1,33 +1,38 @@
 import type { History, ValueWrite } from '../history.ts';
 import { nameOf } from '../history.ts';
-import { VALUES } from '../tables.ts';
+import { leavesOf, VALUES } from '../tables.ts';
 import type { Asked, Verdict } from './verdict.ts';
 
-/** By region and row, the value that is shown. */
+/** By region and place, the value that is shown. */
 async function shownIn(regions: readonly Asked[]): Promise<Map<string, Map<string, string>>> {
   const shown = new Map<string, Map<string, string>>();
   for (const { name, query } of regions) {
     const rows = new Map<string, string>();
     for (const [table, column] of Object.entries(VALUES)) {
       const found = await query(`select id::text, ${column} as value from ${table}`);
-      for (const { id, value } of found.rows) rows.set(nameOf(table, id), value);
+      for (const { id, value } of found.rows) {
+        for (const [place, leaf] of leavesOf(id, value)) rows.set(nameOf(table, place), leaf);
+      }
     }
     shown.set(name, rows);
   }
   return shown;
 }
 
-/** Values that stand in a row of a conflict record, of any region, as `table key value`. */
+/** Values that stand in a row of a conflict record, of any region, as `table place value`. */
 async function recordedIn(regions: readonly Asked[]): Promise<Set<string>> {
   const recorded = new Set<string>();
   for (const { query } of regions) {
     for (const [table, column] of Object.entries(VALUES)) {
       const { rows } = await query(
-        `select key ->> 'id' as id, local_row ->> $2 as l, incoming_row ->> $2 as i from coregent.conflict_record
+        `select key ->> 'id' as id, local_row -> $2 as l, incoming_row -> $2 as i from coregent.conflict_record
           where table_name = 'public.' || $1`,
         [table, column],
       );
-      for (const { id, l, i } of rows) recorded.add(`${nameOf(table, id)} ${l}`).add(`${nameOf(table, id)} ${i}`);
+      for (const { id, l, i } of rows) {
+        for (const [place, leaf] of [...leavesOf(id, l), ...leavesOf(id, i)])
+          recorded.add(`${nameOf(table, place)} ${leaf}`);
+      }
     }
   }
   return recorded;
@@ -44,7 +49,7 @@ export async function checkValues(regions: readonly Asked[], { values }: Pick<Hi
   const cases = { 'there at the end': 0, 'replaced knowingly': 0, 'on record': 0 };
   const byRow = new Map<string, ValueWrite[]>();
   for (const write of values) {
-    const row = nameOf(write.table, String(write.id));
+    const row = nameOf(write.table, write.place);
     byRow.set(row, [...(byRow.get(row) ?? []), write]);
   }
   for (const [row, writes] of byRow) {
@@ -74,7 +79,7 @@ export async function checkValues(regions: readonly Asked[], { values }: Pick<Hi
   for (const [region, rows] of shown) {
     for (const [row, value] of rows) {
       const known = byRow.get(row)?.some((write) => write.value === value) ?? false;
-      // A row that nobody wrote yet has the empty one.
+      // What nobody wrote yet is empty.
       if (value !== '' && !known) violations.push(`${region}: ${row} shows ${value}, which nobody wrote`);
     }
   }

@@ -96,7 +96,7 @@ async function post(work: Work): Promise<Settle | undefined> {
     if (end === 'no') return;
     const known = history.post(id);
     if (title !== null) {
-      history.values.push({ table: 'posts', id, region, value: title, saw: rows[0].title, verdict: end });
+      history.values.push({ table: 'posts', place: `${id}`, region, value: title, saw: rows[0].title, verdict: end });
     }
     if (end === 'ok') known.likes.sum += likes;
     else known.likes.unknown.push(likes);

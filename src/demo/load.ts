@@ -220,9 +220,14 @@ class Shop {
     return await write(client, text, this.#hotProduct(), tag);
   }
 
-  /** A regular is seen, and perhaps moves or changes the name. */
+  /** A regular is seen, and perhaps moves, changes the name or a setting. */
   async #visit(client: pg.Client): Promise<number> {
-    const edit = pick(['', ', city = $2', ', name = $2']);
+    const edit = pick([
+      '',
+      ', city = $2',
+      ', name = $2',
+      `, settings = settings || jsonb_build_object('theme', $2::text)`,
+    ]);
     const text = `update customers set last_seen = now()${edit} where id = $1`;
     return await write(client, text, pick(this.#regulars), ...(edit ? [`${this.#region} ${Date.now() % 1000}`] : []));
   }

@@ -16,6 +16,7 @@ create table customers (
   name text not null,
   username text unique,
   city text,
+  settings jsonb not null default '{}',
   home_region text not null,
   last_seen timestamptz not null default now()
 );
@@ -69,7 +70,7 @@ end $$;`;
 export const SHOP_RULES = `tables:
   public.*:         {}                                                             # the later write stays
   public.products:  { columns: { stock: counter, likes: counter, tags: set } }     # what regions add and take away adds up
-  public.customers: { conflict: columns, columns: { last_seen: max } }             # edits of different columns both stay
+  public.customers: { conflict: columns, columns: { last_seen: max, settings: map } }   # edits of different columns, and settings, both stay
   public.carts:     { conflict: siblings }                                         # both carts are kept, the shop joins them
   public.seats:     { conflict: fww }                                              # who booked first has the seat
   public.tickets:   { custom: public.settle_ticket }                               # a function of ours decides

@@ -36,6 +36,7 @@ beforeAll(async () => {
   await cluster.query('tokyo', `insert into drafts values (1, 'old'), (2, 'alone')`);
   await cluster.query('tokyo', `insert into claims values (1, 'claimed')`);
   await cluster.query('tokyo', `insert into tickets values (1, 'asked')`);
+  await cluster.query('tokyo', `insert into preferences values (1, '{"mail": {"daily": "often", "weekly": "often"}}')`);
   await cluster.query('tokyo', `insert into badges values (1, 'a', 'first'), (2, 'b', 'other')`);
   await cluster.query('tokyo', `insert into ledger values (1, 'tokyo', 5)`);
   await cluster.query('frankfurt', `insert into ledger values (2, 'frankfurt', 5)`);
@@ -268,11 +269,13 @@ test('INV-R: an addition, a tag, a peak or an edit that is lost, and a tag that 
 
 test('INV-E: a value that vanished is found unless it was replaced or is on record, and one that was replaced and is back', async () => {
   const history = new History();
-  const write = { table: 'badges', id: 1, region: 'tokyo', saw: null, verdict: 'ok' } as const;
+  const write = { table: 'badges', place: '1', region: 'tokyo', saw: null, verdict: 'ok' } as const;
   history.values.push({ ...write, value: 'first' });
   const check = async () => (await checkValues(regions, history)).violations.join('\n');
   expect(await check()).toMatch(/badges 2 shows other, which nobody wrote/);
-  history.values.push({ ...write, id: 2, value: 'other' }, { ...write, table: 'posts', value: 'a' });
+  history.values.push({ ...write, place: '2', value: 'other' }, { ...write, table: 'posts', value: 'a' });
+  const mail = { ...write, table: 'preferences', value: 'often' };
+  history.values.push({ ...mail, place: '1 mail.daily' }, { ...mail, place: '1 mail.weekly' });
   expect(await check()).toBe('');
   await planted([
     'create temp table kept as select * from badges where id = 1',
@@ -294,6 +297,12 @@ test('INV-E: a value that vanished is found unless it was replaced or is on reco
     expect(await check()).not.toMatch('first');
     history.values.pop();
   }, [`update badges set note = 'first' where id = 1`, 'truncate coregent.conflict_record']);
+  await planted(
+    [`update preferences set doc = doc #- '{mail,weekly}'`],
+    async () =>
+      expect(await check()).toBe('frankfurt: often of tokyo in preferences 1 mail.weekly vanished without a record'),
+    [`update preferences set doc = jsonb_set(doc, '{mail,weekly}', '"often"')`],
+  );
   history.values.push({ ...write, value: null, saw: 'first' });
   expect(await check()).toMatch(/tokyo: badges 1 shows first, which a delete of tokyo replaced/);
 });
@@ -360,6 +369,22 @@ test('INV-F: an orphan, a row that went or stayed against its foreign key, and o
       'frankfurt: players 1 of tokyo shows parent 2 and born, which is not what was written last',
     );
   }, ['update players set parent_id = 1', 'update coaches set parent_id = 1']);
+  const notes = ['coaches', 'players'].map((table) => `update ${table} set note = 'older', parent_id = `);
+  for (const child of [player, coach]) child.states.unshift({ parent: 2, note: 'older', verdict: 'ok' });
+  const older = 'which is not what was written last';
+  await planted([`${notes[0]} null`, `${notes[1]} 1`], async () => {
+    expect(await check()).toMatch(`frankfurt: coaches 1 of tokyo shows parent null and older, ${older}`);
+    await cluster.query(
+      'frankfurt',
+      `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version)
+        select 'public.' || t, '{"id": 1}', 'update_origin_differs', 'lww', 'keep', 1, 2 from unnest(array['players', 'coaches']) t`,
+    );
+    expect(await check()).toBe(`frankfurt: players 1 of tokyo shows parent 1 and older, ${older}`);
+  }, [
+    `update players set note = 'born'`,
+    `update coaches set note = 'born', parent_id = 1`,
+    'truncate coregent.conflict_record',
+  ]);
   coach.deleted = 'ok';
   expect(await check()).toBe('tokyo: coaches 1 of tokyo is back\nfrankfurt: coaches 1 of tokyo is back');
 });
