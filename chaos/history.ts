@@ -74,12 +74,15 @@ export interface Child {
   taken: boolean;
 }
 
+/** What was put into a set or a text, and taken out, by what it is. */
+export type Elements = Map<string, { readonly added: Verdict; readonly removed: 'no' | Verdict }>;
+
 /** What was done to a post that is never deleted. */
 export interface Post {
   readonly likes: { sum: number; readonly unknown: number[] };
   /** The greatest value acknowledged, and the greatest of all that was tried. */
   readonly peak: { ok: number; tried: number };
-  readonly tags: Map<string, { readonly added: Verdict; readonly removed: 'no' | Verdict }>;
+  readonly tags: Elements;
 }
 
 /** What the writers did, as they saw it. */
@@ -104,6 +107,8 @@ export class History {
   /** Writes of rows that another region owns, which were refused, and rows that were given away. */
   readonly owned = { refused: 0, moved: 0 };
   readonly posts = new Map<number, Post>();
+  /** Words of texts that are never deleted. */
+  readonly notes = new Map<number, Elements>();
   /** Edits by profile and column: `7 c0`. */
   readonly profiles = new Map<string, { ok: number; unknown: number }>();
   /** Moments of acknowledgements by region, in ms of the process's clock. */
@@ -122,6 +127,12 @@ export class History {
     const post: Post = { likes: { sum: 0, unknown: [] }, peak: { ok: 0, tried: 0 }, tags: new Map() };
     this.posts.set(id, post);
     return post;
+  }
+
+  note(id: number): Elements {
+    const known: Elements = this.notes.get(id) ?? new Map();
+    this.notes.set(id, known);
+    return known;
   }
 
   profile(id: number, column: string): { ok: number; unknown: number } {

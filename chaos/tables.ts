@@ -71,11 +71,19 @@ export const RULES = {
   'public.badges': { conflict: 'columns' },
   'public.preferences': { columns: { doc: 'map' } },
   'public.tickets': { custom: 'public.settle_ticket' },
+  'public.plans': { custom: './settle-plan.mjs' },
+  'public.notes': { columns: { body: 'text' } },
   'public.ledger': { owner: { column: 'home' } },
 };
 
 /** Of these the tables that keep versions side by side, and which one each shows, or all of them, joined by a function. */
-export const VERSIONED = { drafts: 'last', claims: 'first', tickets: 'all' } as const;
+export const VERSIONED = { drafts: 'last', claims: 'first', tickets: 'all', plans: 'all' } as const;
+
+/** The module that lies beside the configuration: it does what the SQL function `settle_ticket` does. */
+export const MODULE = {
+  file: 'settle-plan.mjs',
+  text: `export default (versions) => ({ ...versions.at(-1).row, value: versions.map(({ row }) => row.value).join(' + ') });\n`,
+} as const;
 
 /** Columns of tables joined part by part, into which everyone writes values that nobody else writes. */
 export const VALUES = { posts: 'title', profiles: 'nick', badges: 'note', preferences: 'doc' } as const;
@@ -103,6 +111,7 @@ export const ANSWERS_BY: Readonly<Record<string, string>> = {
   ...named(['contested', 'hits', 'documents', 'scratch', 'wide', 'events', 'accounts', 'handles', 'teams'], 'INV-L'),
   ...named(Object.keys(VERSIONED), 'INV-S'),
   ...named(Object.keys(VALUES), 'INV-E'),
+  ...named(['notes'], 'INV-R'),
   ...named(Object.keys(CHILDREN), 'INV-F'),
   ...named(['ledger'], 'INV-O'),
 };
@@ -141,6 +150,8 @@ const BASE = `
     tags text[] not null default '{}');
   create table profiles (id int primary key, c0 int not null default 0, c1 int not null default 0, c2 int not null default 0,
     nick text not null default '');
+  create table plans (id int primary key, value text not null);
+  create table notes (id int primary key, body bytea);
   create table tickets (id int primary key, value text not null);
   create function settle_ticket(versions tickets[]) returns tickets language plpgsql immutable set search_path = public as $$
   declare

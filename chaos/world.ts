@@ -11,7 +11,7 @@ import { installMajors } from '../test/world/packages.ts';
 import { seeded, within } from '../test/world/random.ts';
 import { COMMAND, Keeper } from './agents.ts';
 import type { Options } from './options.ts';
-import { RULES, type Tables, tablesWith } from './tables.ts';
+import { MODULE, RULES, type Tables, tablesWith } from './tables.ts';
 
 const NAMES = ['tokyo', 'frankfurt', 'virginia'] as const;
 const DATABASE = 'shop';
@@ -118,6 +118,7 @@ export async function makeWorld(options: Options): Promise<World> {
         tombstones: { interval: drawn.tombstones },
       });
     };
+    await writeFile(join(folder, MODULE.file), MODULE.text);
     await writeFile(join(folder, 'coregent.yaml'), configOf(undefined), { mode: 0o600 });
     for (const name of NAMES) await writeFile(join(folder, `agent-${name}.yaml`), configOf(name), { mode: 0o600 });
     const regions = NAMES.map((name, index): Region => {

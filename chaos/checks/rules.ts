@@ -1,4 +1,5 @@
-import type { History, VersionWrite } from '../history.ts';
+import type { Elements, History, VersionWrite } from '../history.ts';
+import { wordsOf } from '../load/rules.ts';
 import { VERSIONED } from '../tables.ts';
 import type { Asked, Verdict } from './verdict.ts';
 
@@ -84,10 +85,24 @@ export async function checkVersions(regions: readonly Asked[], { versions: write
   return { name: 'INV-S', law: 'a row is what nobody replaced who had seen it', cases, violations };
 }
 
-/** INV-R: counters equal the sum of what was added, sets keep what no remove had seen, the greatest value stays, edits of different columns all survive. */
-export async function checkParts(regions: readonly Asked[], { posts, profiles }: History): Promise<Verdict> {
+/** What is there once more, and what is not, against what was added and removed. */
+function elementsDiffer(elements: Elements, there: readonly string[]): string[] {
+  const differs: string[] = [];
+  const left = new Set(there);
+  if (left.size !== there.length) differs.push(`has something twice: ${there.join(' ')}`);
+  for (const [element, { added, removed }] of elements) {
+    if (left.has(element) && removed === 'ok') differs.push(`has ${element}, which was removed`);
+    if (!left.delete(element) && added === 'ok' && removed === 'no') {
+      differs.push(`lacks ${element}, which nobody removed`);
+    }
+  }
+  return [...differs, ...[...left].map((element) => `has ${element}, which nobody added`)];
+}
+
+/** INV-R: counters equal the sum of what was added, sets and texts keep what no remove had seen, the greatest value stays, edits of different columns all survive. */
+export async function checkParts(regions: readonly Asked[], { posts, notes, profiles }: History): Promise<Verdict> {
   const violations: string[] = [];
-  const cases = { additions: 0, tags: 0, removed: 0, peaks: 0, edits: 0 };
+  const cases = { additions: 0, tags: 0, removed: 0, words: 0, peaks: 0, edits: 0 };
   for (const { name, query } of regions) {
     const { rows } = await query('select id, likes::int as likes, peak, tags from posts');
     const shown = new Map(rows.map((row) => [row.id as number, row]));
@@ -107,17 +122,15 @@ export async function checkParts(regions: readonly Asked[], { posts, profiles }:
       if (row.peak < peak.ok || row.peak > peak.tried) {
         violations.push(`${name}: post ${id} has the peak ${row.peak} after ${peak.ok} (tried: ${peak.tried})`);
       }
-      const left = new Set(row.tags as string[]);
-      for (const [tag, { added, removed }] of tags) {
-        cases.tags++;
-        if (removed === 'ok') cases.removed++;
-        if (left.has(tag) && removed === 'ok') violations.push(`${name}: post ${id} has ${tag}, which was removed`);
-        if (!left.has(tag) && added === 'ok' && removed === 'no') {
-          violations.push(`${name}: post ${id} lacks ${tag}, which nobody removed`);
-        }
-        left.delete(tag);
-      }
-      for (const tag of left) violations.push(`${name}: nobody added ${tag} to post ${id}`);
+      cases.tags += tags.size;
+      cases.removed += [...tags.values()].filter(({ removed }) => removed === 'ok').length;
+      violations.push(...elementsDiffer(tags, row.tags).map((what) => `${name}: post ${id} ${what}`));
+    }
+    const written = await query('select id, body from notes');
+    const texts = new Map(written.rows.map((row) => [row.id as number, wordsOf(row.body)]));
+    for (const [id, words] of notes) {
+      cases.words += words.size;
+      violations.push(...elementsDiffer(words, texts.get(id) ?? []).map((what) => `${name}: note ${id} ${what}`));
     }
     const edited = await query('select * from profiles');
     const counts = new Map(edited.rows.map((row) => [row.id as number, row]));

@@ -54,6 +54,7 @@ export async function seedRows(world: World, history: History): Promise<void> {
   }
   const [first] = world.regions;
   await first!.query('insert into posts (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
+  await first!.query('insert into notes (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
   await first!.query('insert into profiles (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
   const { rows } = await first!.query(
     `insert into hits as t select n, 0, 'begin' from generate_series(1, 12) n

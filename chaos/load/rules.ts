@@ -1,11 +1,12 @@
+import { editText, textOf } from '#coregent/text.js';
 import { within } from '../../test/world/random.ts';
-import type { VersionWrite } from '../history.ts';
+import type { Elements, Verdict, VersionWrite } from '../history.ts';
 import { tombstonesOf } from './register.ts';
 import type { Kind, Settle, Work } from './writer.ts';
 
 /** Rows of tables that keep versions side by side; few, so that regions meet. */
 const VERSIONED_ROWS = 40;
-/** Rows of `posts` and `profiles` that are never deleted: what was added to them is all there at the end. */
+/** Rows of `posts`, `profiles` and `notes` that are never deleted: what was added to them is all there at the end. */
 export const KEPT_ROWS = 20;
 /** Past this many tags a writer rather takes one away. */
 const MANY_TAGS = 12;
@@ -71,6 +72,42 @@ async function writeVersion(work: Work, table: string): Promise<Settle | undefin
   };
 }
 
+/** Remembers what was put in and taken out. */
+function changeElements(
+  elements: Elements,
+  { added, removed }: { readonly added: string | undefined; readonly removed: string | undefined },
+  end: Verdict,
+): void {
+  if (added !== undefined) elements.set(added, { added: end, removed: elements.get(added)?.removed ?? 'no' });
+  if (removed !== undefined) {
+    const known = elements.get(removed);
+    elements.set(removed, { added: known?.added ?? 'unknown', removed: known?.removed === 'ok' ? 'ok' : end });
+  }
+}
+
+/** Words are put into a text anywhere between others, and taken out. */
+async function note(work: Work): Promise<Settle | undefined> {
+  const { client, history, random, region } = work;
+  const id = within(random, 1, KEPT_ROWS);
+  const { rows } = await client.query('select body from notes where id = $1 for update', [id]);
+  if (!rows[0]) return undefined;
+  const words = wordsOf(rows[0].body);
+  const nth = within(random, 0, words.length);
+  const at = words.slice(0, nth).join('').length;
+  const removed = words.length > 0 && random() < (words.length > MANY_TAGS ? 0.7 : 0.25) ? words[nth] : undefined;
+  const added = removed === undefined ? `[${region}/${work.writer}/${work.next()}]` : undefined;
+  const body = editText(rows[0].body, [{ at, remove: removed?.length ?? 0, insert: added ?? '' }]);
+  await client.query('update notes set body = $2 where id = $1', [id, Buffer.from(body)]);
+  return (end) => {
+    if (end !== 'no') changeElements(history.note(id), { added, removed }, end);
+  };
+}
+
+/** The words of a text; what is between them, too. */
+export function wordsOf(body: Buffer | null): string[] {
+  return textOf(body).match(/\[[^[\]]*\]|[^[\]]+|[[\]]/g) ?? [];
+}
+
 /** Everything that a post is made of, a part of it at a time. */
 async function post(work: Work): Promise<Settle | undefined> {
   const { client, history, random, region } = work;
@@ -104,11 +141,7 @@ async function post(work: Work): Promise<Settle | undefined> {
       known.peak.tried = Math.max(known.peak.tried, peak);
       if (end === 'ok') known.peak.ok = Math.max(known.peak.ok, peak);
     }
-    if (added !== undefined) known.tags.set(added, { added: end, removed: known.tags.get(added)?.removed ?? 'no' });
-    if (removed !== undefined) {
-      const tag = known.tags.get(removed);
-      known.tags.set(removed, { added: tag?.added ?? 'unknown', removed: tag?.removed === 'ok' ? 'ok' : end });
-    }
+    changeElements(known.tags, { added, removed }, end);
   };
 }
 
@@ -131,6 +164,8 @@ export const RULES: readonly Kind[] = [
   { name: 'sibling', weight: 6, run: (work) => writeVersion(work, 'drafts') },
   { name: 'first write', weight: 4, run: (work) => writeVersion(work, 'claims') },
   { name: 'custom', weight: 4, run: (work) => writeVersion(work, 'tickets') },
+  { name: 'custom module', weight: 4, run: (work) => writeVersion(work, 'plans') },
+  { name: 'note', weight: 8, run: note },
   { name: 'post', weight: 10, run: post },
   { name: 'profile', weight: 6, run: profile },
 ];

@@ -1,3 +1,5 @@
+import { writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { checkEqual } from '../../chaos/checks/equal.ts';
 import { checkForeign } from '../../chaos/checks/foreign.ts';
@@ -9,8 +11,9 @@ import { checkParts, checkVersions } from '../../chaos/checks/rules.ts';
 import { checkValues } from '../../chaos/checks/values.ts';
 import { type Asked, passed } from '../../chaos/checks/verdict.ts';
 import { type Child, History, type Write } from '../../chaos/history.ts';
-import { ANSWERS_BY, RULES, tablesWith } from '../../chaos/tables.ts';
+import { ANSWERS_BY, MODULE, RULES, tablesWith } from '../../chaos/tables.ts';
 import { tornIn } from '../../chaos/watch.ts';
+import { documentOf } from '../../src/text.ts';
 import { type Cluster, makeCluster } from '../world/cluster.ts';
 
 /** Every checker of a storm is shown one violation of its law, planted behind replication's back, and then none. */
@@ -23,6 +26,7 @@ beforeAll(async () => {
     tables: tablesWith([]).sql,
     config: { tables: { 'public.*': {}, ...RULES }, tombstones: { interval: '24h' } },
   });
+  await writeFile(join(dirname(cluster.configFile), MODULE.file), MODULE.text);
   await cluster.install();
   regions = cluster.regions.map((name) => ({ name, query: (text, values) => cluster.query(name, text, values) }));
   await cluster.startAgents();
@@ -37,6 +41,8 @@ beforeAll(async () => {
   await cluster.query('tokyo', `insert into claims values (1, 'claimed')`);
   await cluster.query('tokyo', `insert into tickets values (1, 'asked')`);
   await cluster.query('tokyo', `insert into preferences values (1, '{"mail": {"daily": "often", "weekly": "often"}}')`);
+  await cluster.query('tokyo', `insert into notes values (1, ${bytes('[x][y]')})`);
+  await cluster.query('tokyo', `insert into plans values (1, 'planned')`);
   await cluster.query('tokyo', `insert into badges values (1, 'a', 'first'), (2, 'b', 'other')`);
   await cluster.query('tokyo', `insert into ledger values (1, 'tokyo', 5)`);
   await cluster.query('frankfurt', `insert into ledger values (2, 'frankfurt', 5)`);
@@ -49,6 +55,11 @@ beforeAll(async () => {
   for (const region of cluster.regions) await cluster.stopAgent(region);
 });
 afterAll(() => cluster[Symbol.asyncDispose]());
+
+/** A text as a literal of SQL. */
+function bytes(text: string): string {
+  return `'\\x${Buffer.from(documentOf(text)).toString('hex')}'`;
+}
 
 /** Runs statements in frankfurt that no trigger of ours sees, and undoes them at the end. */
 async function planted<T>(plant: readonly string[], work: () => Promise<T>, undo: readonly string[]): Promise<T> {
@@ -206,7 +217,8 @@ test('INV-S: a version that is missing, one that was replaced, and another one s
     'tokyo',
     `select 'drafts' as table, id, value, _coregent_version as version, _coregent_parent as parent from drafts
       union all select 'claims', id, value, _coregent_version, _coregent_parent from claims
-      union all select 'tickets', id, value, _coregent_version, _coregent_parent from tickets`,
+      union all select 'tickets', id, value, _coregent_version, _coregent_parent from tickets
+      union all select 'plans', id, value, _coregent_version, _coregent_parent from plans`,
   );
   const history = new History();
   for (const { table, id, value, version, parent } of rows) {
@@ -246,20 +258,28 @@ test('INV-R: an addition, a tag, a peak or an edit that is lost, and a tag that 
   for (const tag of ['x', 'y']) post.tags.set(tag, { added: 'ok', removed: 'no' });
   post.tags.set('z', { added: 'ok', removed: 'ok' });
   history.profile(1, 'c0').ok = 2;
+  for (const word of ['[x]', '[y]']) history.note(1).set(word, { added: 'ok', removed: 'no' });
   const check = async () => (await checkParts(regions, history)).violations.join('\n');
   expect(await check()).toBe('');
   await planted([
     `update posts set likes = 2, peak = 6, tags = array['x', 'z', 'w']`,
     'update profiles set c0 = 1',
+    `update notes set body = ${bytes('[x][x]')}`,
   ], async () => {
     const found = await check();
+    expect(found).toMatch(/frankfurt: note 1 has something twice: \[x\] \[x\]/);
+    expect(found).toMatch(/frankfurt: note 1 lacks \[y\], which nobody removed/);
     expect(found).toMatch(/frankfurt: post 1 has 2 likes; 3 to 3 were added/);
     expect(found).toMatch(/frankfurt: post 1 has the peak 6 after 7/);
     expect(found).toMatch(/frankfurt: post 1 has z, which was removed/);
     expect(found).toMatch(/frankfurt: post 1 lacks y, which nobody removed/);
-    expect(found).toMatch(/frankfurt: nobody added w to post 1/);
+    expect(found).toMatch(/frankfurt: post 1 has w, which nobody added/);
     expect(found).toMatch(/frankfurt: c0 of profile 1 is 1 after 2 edits/);
-  }, [`update posts set likes = 3, peak = 7, tags = array['x', 'y']`, 'update profiles set c0 = 2']);
+  }, [
+    `update posts set likes = 3, peak = 7, tags = array['x', 'y']`,
+    'update profiles set c0 = 2',
+    `update notes set body = ${bytes('[x][y]')}`,
+  ]);
   await planted(
     ['create temp table kept as select * from posts', 'delete from posts'],
     async () => expect(await check()).toMatch(/frankfurt: post 1 is gone/),
