@@ -30,15 +30,15 @@ const RULES: readonly Measured[] = [
   { rule: 'custom', orders: { custom: 'public.latest' }, accounts: undefined },
 ];
 
-/** The same rows and the same update under every rule: a text, a count and a set change. */
+/** The same rows and the same update under every rule: a text, a count and a set change. Each region writes values of its own, so that every rule records the conflict. */
 const SCHEMA = [
   ...ORDERS,
   `alter table orders add column tags text[] not null default '{}'`,
   `create function latest(versions orders[]) returns orders language sql immutable return versions[array_upper(versions, 1)]`,
-  `create procedure change_each(first int8, last int8, size int8) language plpgsql as $body$
+  `create procedure change_each(first int8, last int8, size int8, region text) language plpgsql as $body$
   begin
     for n in first..last loop
-      update orders set status = 'sent', quantity = quantity + 1, tags = array['a' || n % 7, 'b']
+      update orders set status = region, quantity = quantity + 1, tags = array[region || n % 7, 'b']
         where id = 1 + (n * 7919) % size;
       commit;
     end loop;
@@ -81,9 +81,10 @@ async function catchUp(
   await side.start();
   await pair.arrived(before);
   await side.stop();
-  for (const client of conflict ? [pair.westClient, pair.eastClient] : [pair.eastClient]) {
+  const writers = [...(conflict ? [['west', pair.westClient] as const] : []), ['east', pair.eastClient] as const];
+  for (const [region, client] of writers) {
     await client.query('set synchronous_commit = off');
-    await client.query(`call change_each(0, ${rows - 1}, ${rows})`);
+    await client.query(`call change_each(0, ${rows - 1}, ${rows}, '${region}')`);
     await client.query('reset synchronous_commit');
   }
   const mark = await pair.mark();

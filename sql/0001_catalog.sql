@@ -102,7 +102,7 @@ create table coregent.conflict_record (
 );
 create index on coregent.conflict_record (recorded_at, id);
 -- A write that comes again (copied after it was streamed, or the other way round) is recorded once.
-create unique index on coregent.conflict_record (incoming_version, local_version, table_name, md5(key::text))
+create unique index on coregent.conflict_record (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0))
   where incoming_version <> local_version;
 
 -- Rows that could not be applied, whole, with the reason.
@@ -141,12 +141,16 @@ create function coregent.seen_join(a jsonb, b jsonb) returns jsonb
 language plpgsql immutable parallel safe
 as $$
 declare
+  -- Not by a query, whose start costs more than all the rest.
+  pairs pg_catalog.jsonb;
   region pg_catalog.text;
 begin
   if b is null or a operator(pg_catalog.=) b then
     return a;
   end if;
-  for region in select pg_catalog.jsonb_object_keys(b) loop
+  pairs := pg_catalog.jsonb_path_query_array(b, '$.keyvalue()');
+  for i in 0 .. pg_catalog.jsonb_array_length(pairs) operator(pg_catalog.-) 1 loop
+    region := pairs operator(pg_catalog.->) i operator(pg_catalog.->>) 'key';
     if coalesce(b operator(pg_catalog.->) region operator(pg_catalog.>) (a operator(pg_catalog.->) region), true) then
       a := a operator(pg_catalog.||) pg_catalog.jsonb_build_object(region, b operator(pg_catalog.->) region);
     end if;
@@ -202,8 +206,18 @@ language plpgsql
 as $$begin raise exception '% made no row of these versions', function using errcode = '22004'; end$$;
 -- Rows joined part by part; see src/resolve/registers.ts. What joins is called by sessions of ours only, whose search_path is pinned. Shares are {"<region>": [version, share]}: the greater version stays, as in a vector.
 create function coregent.counter_value(shares jsonb) returns numeric
-language sql immutable parallel safe
-return (select sum((e.value ->> 1)::numeric) from jsonb_each(shares) as e);
+language plpgsql immutable parallel safe
+as $$
+declare
+  -- Not by a query, whose start costs more than all the rest.
+  addends pg_catalog.jsonb := pg_catalog.jsonb_path_query_array(shares, '$.*[1]');
+  total pg_catalog.numeric := 0;
+begin
+  for i in 0 .. pg_catalog.jsonb_array_length(addends) operator(pg_catalog.-) 1 loop
+    total := total operator(pg_catalog.+) (addends operator(pg_catalog.->) i)::pg_catalog.numeric;
+  end loop;
+  return total;
+end$$;
 
 -- A set's elements are {"<element>": [versions of the writes that added it, ascending]}.
 create function coregent.set_next(elements jsonb, now text[], version bigint) returns jsonb
@@ -218,18 +232,34 @@ create function coregent.set_join(a jsonb, a_seen jsonb, b jsonb, b_seen jsonb) 
 language plpgsql immutable parallel safe
 as $$
 declare
+  pairs jsonb := jsonb_path_query_array(a || b, '$.keyvalue()');
   element text;
+  mine jsonb;
+  theirs jsonb;
   adds jsonb;
   joined jsonb := a;
 begin
   -- What both have alike stays; of the rest, what the other side has or had not seen.
-  for element in select jsonb_object_keys(a || b) loop
-    continue when a -> element = b -> element;
-    select jsonb_agg(q.add order by q.add) into adds from (
-      select d as add from jsonb_array_elements(a -> element) d where b -> element @> d or not coregent.seen_covers(b_seen, d::bigint)
-      union
-      select d from jsonb_array_elements(b -> element) d where a -> element @> d or not coregent.seen_covers(a_seen, d::bigint)) q;
-    joined := case when adds is null then joined - element else joined || jsonb_build_object(element, adds) end;
+  for i in 0 .. jsonb_array_length(pairs) - 1 loop
+    element := pairs -> i ->> 'key';
+    mine := coalesce(a -> element, '[]');
+    theirs := coalesce(b -> element, '[]');
+    continue when mine = theirs;
+    adds := '[]';
+    for n in 0 .. jsonb_array_length(mine) - 1 loop
+      if theirs @> (mine -> n) or not coregent.seen_covers(b_seen, (mine -> n)::bigint) then
+        adds := adds || (mine -> n);
+      end if;
+    end loop;
+    for n in 0 .. jsonb_array_length(theirs) - 1 loop
+      if not mine @> (theirs -> n) and not coregent.seen_covers(a_seen, (theirs -> n)::bigint) then
+        adds := adds || (theirs -> n);
+      end if;
+    end loop;
+    if jsonb_array_length(adds) > 1 and mine <> '[]' then
+      adds := (select jsonb_agg(e order by e) from jsonb_array_elements(adds) as e);
+    end if;
+    joined := case when adds = '[]' then joined - element else joined || jsonb_build_object(element, adds) end;
   end loop;
   return joined;
 end$$;

@@ -229,7 +229,7 @@ export async function discardParked({ client, region }: OpenRegion, id: string, 
           settled_at, settled_by, settled_how)
         values ($1, (select coalesce(jsonb_object_agg(name, $2::jsonb -> name), '{}') from unnest($3::text[]) name), 'parked', $4, 'discard',
           $5, $6, $7, $8, clock_timestamp(), $9, $10)
-        on conflict (incoming_version, local_version, table_name, md5(key::text)) where incoming_version <> local_version
+        on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
         do update set settled_at = excluded.settled_at, settled_by = excluded.settled_by, settled_how = excluded.settled_how
         returning id`,
       [

@@ -30,6 +30,11 @@ export class Shortcuts {
     this.#pauses.delete(name);
   }
 
+  note(name: string, worked: boolean): void {
+    if (worked) this.worked(name);
+    else this.failed(name);
+  }
+
   /** Runs its steps under a savepoint; undefined, and nothing done, where a key was there already. Throws like `Store.apply`. */
   async attempt(name: string, steps: readonly Step[]): Promise<readonly StepResult[] | undefined> {
     const { results, error } = await this.#run([{ text: 'savepoint tried' }, ...steps, { text: 'release tried' }]);

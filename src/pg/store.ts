@@ -34,11 +34,15 @@ const COPY_ROWS = 40;
 const AT_ONCE_ROWS = 200;
 const AT_ONCE = 'at once';
 
-/** What a clean statement was expected to do. */
-interface Expectation {
+/** Rows of a batch that are to be settled. */
+interface Unsettled {
   readonly target: Target;
-  readonly group: Group;
+  readonly group: GroupKind;
   readonly records: Tuples;
+}
+
+/** What a clean statement was expected to do. */
+interface Expectation extends Unsettled {
   readonly step: number;
 }
 
@@ -362,8 +366,10 @@ export class Store {
   }
 
   #count({ rows }: StepResult): void {
-    for (const [kind, outcome, equal, table] of rows) {
-      this.#conflicts.push({ table: table!, kind: kind!, outcome: outcome!, equalVersions: equal === 't' });
+    for (const [kind, outcome, equal, table, times = '1'] of rows) {
+      if (kind === null) continue;
+      const conflict = { table: table!, kind: kind!, outcome: outcome!, equalVersions: equal === 't' };
+      for (let n = Number(times); n > 0; n--) this.#conflicts.push(conflict);
     }
   }
 
@@ -376,6 +382,7 @@ export class Store {
     const steps: Step[] = [];
     const expected: Expectation[] = [];
     const copies: { target: Target; group: Group }[] = [];
+    const contested: Unsettled[] = [];
     for (const table of batch.tables.values()) {
       const target = this.#target(table);
       for (const group of inOrder(table.groups)) {
@@ -385,6 +392,10 @@ export class Store {
           continue;
         }
         const records = asRecords(table.staging, group);
+        if (isWholeUpdate(group) && !this.#shortcuts.may(following(target))) {
+          contested.push({ target, group, records });
+          continue;
+        }
         if (group.kind === 'tombstone' && records.live >= COPY_ROWS && this.#shortcuts.may(burying(target))) {
           await this.#buryNew(target, group, records);
           continue;
@@ -395,10 +406,9 @@ export class Store {
     }
     if (steps.length > 0) {
       const results = await this.#must(steps);
-      for (const { target, group, records, step } of expected) {
-        if (results[step]!.count !== records.live) await this.#careful(target, group, records);
-      }
+      for (const each of expected) await this.#settleRest(each, results[each.step]!.count);
     }
+    for (const { target, group, records } of contested) await settleCarefully(this.#ways, target, group, records, 0);
     for (const { target, group } of copies) await this.#copyIn(target, group);
   }
 
@@ -417,8 +427,18 @@ export class Store {
 
   async #settle(target: Target, group: GroupKind, records: Tuples): Promise<void> {
     this.#queued.push(...(this.#orphans?.ahead(target, group, records) ?? []));
+    if (isWholeUpdate(group) && !this.#shortcuts.may(following(target))) {
+      await settleCarefully(this.#ways, target, group, records, 0);
+      return;
+    }
     const [clean] = await this.#must([cleanStep(target, group, records)]);
-    if (clean!.count !== records.live) await this.#careful(target, group, records);
+    await this.#settleRest({ target, group, records }, clean!.count);
+  }
+
+  /** Behind the clean way, which did `count` rows. */
+  async #settleRest({ target, group, records }: Unsettled, count: number): Promise<void> {
+    if (isWholeUpdate(group)) this.#shortcuts.note(following(target), count * 2 >= records.live);
+    if (count !== records.live) await settleCarefully(this.#ways, target, group, records, count);
   }
 
   #mayCopy(target: Target, { kind, tuples }: Group): boolean {
@@ -431,7 +451,7 @@ export class Store {
     const values = [arrayOf(target.tombstoneTypeOid, records)];
     const done = await this.#shortcuts.attempt(burying(target), [{ text: target.compiled.deleteNew, values }]);
     if (!done) await this.#settle(target, group, records);
-    else if (done[0]!.count !== records.live) await this.#careful(target, group, records);
+    else await this.#settleRest({ target, group, records }, done[0]!.count);
   }
 
   /** New rows go straight into the table. */
@@ -451,10 +471,6 @@ export class Store {
       this.#count(revived!);
       await this.#ways.make(target, keys);
     }
-  }
-
-  async #careful(target: Target, group: GroupKind, records: Tuples): Promise<void> {
-    await settleCarefully(this.#ways, target, group, records);
   }
 
   /** Rows whose writer did not send every value, as the peer has them now: whole, and at least as new. */
@@ -497,4 +513,7 @@ export class Store {
 }
 
 const copying = ({ staging }: Target): string => `copy into ${staging.table.oid}`;
+/** Where most updates met others last time, the next ones do without the clean way, which would find out the same. */
+const following = ({ staging }: Target): string => `follow in ${staging.table.oid}`;
+const isWholeUpdate = ({ kind, unknown }: GroupKind): boolean => kind === 'update' && unknown.length === 0;
 const burying = ({ staging }: Target): string => `bury in ${staging.table.oid}`;

@@ -6,10 +6,15 @@ import type { Parts } from './parts.ts';
 
 /** How rows become arrays of versions, and arrays rows, as SQL. */
 export interface Arrays {
-  /** The versions that a row stands for, in their order. */
+  /** The version that a row of one version stands for; the versions of any row, in their order. */
+  one(alias: string): string;
   versions(alias: string): string;
   /** What whoever saw this row, or this tombstone, has seen; null where an outer join found none. */
   seenBy(alias: string): string;
+  /** A condition: who wrote this row of one version had seen that version. */
+  saw(alias: string, version: string): string;
+  /** Whether the row that two versions come to shows that of `s`, not that of `t`; undefined where a function makes it. */
+  readonly showsCame: string | undefined;
   /** A condition: the tombstone `x` has seen a version of the row `t`. */
   buries(x: string, t: string): string;
   /** The application's columns of one version, for a record. */
@@ -30,8 +35,13 @@ export function arraysOf(table: Table, rule: Rule, parts: Parts): Arrays {
   const columns = table.columns.filter(({ name }) => name !== STATE);
   const state = (alias: string): string => `${alias}.${ident(STATE)}`;
   const record = (fields: readonly string[]): string => `(select to_jsonb(r) from (select ${fields.join(', ')}) as r)`;
+  const names = `array[${columns.map(({ name }) => literal(name)).join(', ')}]`;
   const texts = (alias: string): string =>
-    record(columns.map(({ name }) => `${alias}.${ident(name)}::text as ${ident(name)}`));
+    `jsonb_object(${names}, array[${columns.map(({ name }) => `${alias}.${ident(name)}::text`).join(', ')}])`;
+  const one = (alias: string): string => {
+    const written = `jsonb_build_object('v', ${v(alias)}, 'p', ${p(alias)}, 'row', ${texts(alias)})`;
+    return `case when ${state(alias)} is null then ${written} else ${written} || ${state(alias)} end`;
+  };
   const value = (version: string, { name, type }: Table['columns'][number]): string =>
     `(${version} -> 'row' ->> ${literal(name)})::${type}`;
   const seenBy = (alias: string): string =>
@@ -71,10 +81,16 @@ export function arraysOf(table: Table, rule: Rule, parts: Parts): Arrays {
   return {
     calls: custom === undefined ? undefined : rule.custom,
     making: decides ? makingVersions(table, version, parts) : undefined,
+    one,
     versions: (alias) =>
-      `case when ${p(alias)} = -2 then ${state(alias)} -> 'set'
-        else jsonb_build_array(jsonb_build_object('v', ${v(alias)}, 'p', ${p(alias)}, 'row', ${texts(alias)}) || coalesce(${state(alias)}, '{}')) end`,
+      `case when ${p(alias)} = -2 then ${state(alias)} -> 'set' else jsonb_build_array(${one(alias)}) end`,
     seenBy,
+    saw: (
+      alias,
+      version,
+    ) => `case when ${state(alias)} is not null then coregent.seen_covers(${state(alias)} -> 'seen', ${version})
+      else ((${v(alias)} & 127) = (${version} & 127) and ${v(alias)} >= ${version}) or (${p(alias)} >= 0 and (${p(alias)} & 127) = (${version} & 127) and ${p(alias)} >= ${version}) end`,
+    showsCame: rule.conflict === 'custom' ? undefined : `${v('s')} ${rule.conflict === 'fww' ? '<' : '>'} ${v('t')}`,
     buries: (x, t) =>
       `case when ${p(t)} = -2 then exists (select from jsonb_array_elements(${state(t)} -> 'set') as e
           where coregent.seen_covers(${seenBy(x)}, (e.value ->> 'v')::int8))

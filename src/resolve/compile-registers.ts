@@ -55,7 +55,12 @@ export function compileRegisters(table: Table): Compiled {
 
   const known = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${hadSeen(deleterSaw('x'), 's')})`;
   const bytes = (alias: string): string => `row(${list(rowColumns, alias)})::record`;
-  const news = `${onKey('t', 's')} and ${life('t')} <= ${life('s')} and (not ${hadSeen(sees('t'), 's')} or ${twins})`;
+  const teaches = `${life('t')} <= ${life('s')} and (not ${hadSeen(sees('t'), 's')} or ${twins})`;
+  const news = `${onKey('t', 's')} and ${teaches}`;
+
+  const onMet = table.key
+    .map((name, index) => `t.${ident(name)} ${table.keyEquals[index]} m._coregent_key${index}`)
+    .join(' and ');
 
   return {
     making: makingTexts(table, parts),
@@ -90,6 +95,23 @@ export function compileRegisters(table: Table): Compiled {
       from ${rows} join ${tombs} x on ${onKey('x', 's')}
       where not exists (select from ${target} t where ${onKey('t', 's')}) and ${ended('x', 's')} and not ${hadSeen(deleterSaw('x'), 's')}
         and ($2::int8[] is null or true) ${told}`,
+    joinRows: `with met as materialized (
+        select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming, b._coregent_outcome, b._coregent_news,
+          case when b._coregent_outcome is not null then ${parts.image('t')} end as _coregent_local_row,
+          case when b._coregent_outcome is not null then ${parts.image('s')} end as _coregent_incoming_row,
+          ${table.key.map((name, index) => `t.${ident(name)} as _coregent_key${index}`).join(', ')}, j.*
+        from ${parts.met(
+          `(${v('t')} <> ${v('s')} or ${bytes('t')} operator(pg_catalog.*<>) ${bytes('s')}) and ($3::int8[] is null or true)`,
+          {
+            _coregent_outcome: outcome(known),
+            _coregent_news: teaches,
+          },
+        )}
+          left join lateral (${joined(parts.settable, 'b._coregent_news')}) j on true),
+      recorded as (${into} select ${label}, _coregent_key, $2, ${rule}, _coregent_outcome, _coregent_local, _coregent_incoming,
+          _coregent_local_row, _coregent_incoming_row from met where _coregent_outcome is not null ${told}),
+      written as (update ${target} t set ${set('m', [])} from met m where ${onMet} and m._coregent_news)
+      ${parts.toldAndMet('_coregent_local', '_coregent_incoming')}`,
     // Every row is locked, in conflict or not, until it is joined.
     recordRows: `with met as materialized (
         select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming,
@@ -98,8 +120,6 @@ export function compileRegisters(table: Table): Compiled {
       ${into} select ${label}, _coregent_key, $2, ${rule}, _coregent_outcome, _coregent_local, _coregent_incoming,
         _coregent_local_row, _coregent_incoming_row from met where _coregent_outcome is not null ${told}`,
     insertAbsent: insertNew,
-    updateOlder: () =>
-      `update ${target} t set (${list(parts.settable)}) = (${joined(parts.settable)}) from ${rowsInOrder} where ${news}`,
     unresolved: `select count(*) from ${rows} where not ${forbidden} and not ${settled}`,
     vacate: `with gone as (delete from ${target} t using ${rows} where ${news} returning t.*)
       ${fromRows} select ${list(rowColumns, 'j')} from gone t join ${rows} on ${onKey('t', 's')} cross join lateral (${joined(rowColumns)}) j

@@ -19,7 +19,11 @@ export function compileVersions(table: Table): Compiled {
   const { list, onKey, v, p, first, seen, set, nth, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
     parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
-  const { versions, seenBy, buries, image, written, outcome, calls, making } = arraysOf(table, rule, parts);
+  const { one, versions, seenBy, saw, showsCame, buries, image, written, outcome, calls, making } = arraysOf(
+    table,
+    rule,
+    parts,
+  );
   const simple = (...aliases: string[]): string => aliases.map((alias) => `${p(alias)} <> -2`).join(' and ');
   const named = literal(rule.conflict);
   const ignored = (parameter: string): string => `(${parameter}::int8[] is null or true)`;
@@ -64,9 +68,46 @@ export function compileVersions(table: Table): Compiled {
         from ${from} where ${buries('x', 't')} for update of t),
       gone as (delete from ${target} t using cut where ${onKey('t', 'cut')} and cut._coregent_versions is null)
       update ${target} t set ${set('n', [])} from (${written('cut where cut._coregent_versions is not null', 'cut')}) n where ${onKey('t', 'n')}`;
+  const unheard = `not ${covers('_coregent_buried', 'n.v')}
+        and not exists (select from ${each('_coregent_here', 'k')}
+          where case when k.v = n.v then k.version -> 'row' = n.version -> 'row' or l.v <> n.v else ${covers('k.seen', 'n.v')} end)
+        and (l.v = n.v or not ${covers('n.seen', 'l.v')})`;
+  /** A column of the row that two rows of one version each come to, where no function makes it. */
+  const merged = (name: string): string => {
+    const came = `s.${ident(name)}`;
+    const both: Readonly<Record<string, string>> = {
+      [VERSION]: `greatest(${v('t')}, ${v('s')})`,
+      [PARENT]: '-2',
+      [STATE]: `jsonb_build_object('set', _coregent_versions)`,
+    };
+    if (showsCame === undefined) return came;
+    return `case when _coregent_two = 'both' then ${both[name] ?? `case when ${showsCame} then ${came} else t.${ident(name)} end`} else ${came} end`;
+  };
   const cutKeys = cut(
     `${tombstonesInOrder} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}`,
   );
+
+  // Of two rows of one version each, neither of them deleted, most things are known without their arrays.
+  const known = (alias: string): string =>
+    `case when _coregent_two = 'both' then ${one(alias)} when _coregent_two is null then ${versions(alias)} end`;
+  const met = `met as materialized (
+        select ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, ${v('s')} as _coregent_incoming, _coregent_buried, _coregent_two,
+          ${table.key.map((name, index) => `t.${ident(name)} as _coregent_key${index}`).join(', ')},
+          _coregent_here, _coregent_came, _coregent_versions, ${rowColumns.map((name) => `${merged(name)} as ${ident(name)}`).join(', ')},
+          case when _coregent_two = 'both' then ${parts.image('t')} end as _coregent_local_row,
+          case when _coregent_two = 'both' then ${parts.image('s')} end as _coregent_incoming_row
+        from ${parts.met(`(${v('t')} <> ${v('s')} or row(${list(rowColumns, 't')})::record operator(pg_catalog.*<>) row(${list(rowColumns, 's')})::record) and ${ignored('$3')}`, {})}
+          ${heard}
+          cross join lateral (select ${seenBy('x')} as _coregent_buried, case when ${v('x')} is null and ${simple('t', 's')} and ${v('t')} <> ${v('s')}
+            then case when ${saw('t', v('s'))} then 'old' when ${saw('s', v('t'))} then 'new' else 'both' end end as _coregent_two offset 0) w
+          cross join lateral (select ${known('t')} as _coregent_here, ${known('s')} as _coregent_came offset 0) h
+          cross join lateral (select case when _coregent_two is null then coregent.versions_join(_coregent_here || _coregent_came, _coregent_buried)
+            when _coregent_two <> 'both' then null
+            when ${v('t')} < ${v('s')} then jsonb_build_array(_coregent_here, _coregent_came) else jsonb_build_array(_coregent_came, _coregent_here) end as _coregent_versions offset 0) k)`;
+  const arrays = `met where _coregent_versions <> _coregent_here${showsCame === undefined ? '' : ' and _coregent_two is null'}`;
+  const onMet = table.key
+    .map((name, index) => `t.${ident(name)} ${table.keyEquals[index]} n._coregent_key${index}`)
+    .join(' and ');
 
   return {
     calls,
@@ -115,20 +156,21 @@ export function compileVersions(table: Table): Compiled {
         where ${ignored('$3')} for no key update of t)
       ${into} select ${label}, _coregent_key, $2, ${named}, ${outcome('l.v', 'n.v')}, l.v, n.v, ${image('l.version')}, ${image('n.version')}
       from met cross join ${each('_coregent_came', 'n')} cross join ${each('_coregent_here', 'l')}
-      where not ${covers('_coregent_buried', 'n.v')}
-        and not exists (select from ${each('_coregent_here', 'k')}
-          where case when k.v = n.v then k.version -> 'row' = n.version -> 'row' or l.v <> n.v else ${covers('k.seen', 'n.v')} end)
-        and (l.v = n.v or not ${covers('n.seen', 'l.v')}) ${told}`,
+      where ${unheard} ${told}`,
+    joinRows: `with ${met},
+      recorded as (${into} select ${label}, _coregent_key, $2, ${named}, ${outcome('_coregent_local', '_coregent_incoming')}, _coregent_local, _coregent_incoming,
+          _coregent_local_row, _coregent_incoming_row from met where _coregent_two = 'both'
+        union all select ${label}, _coregent_key, $2, ${named}, ${outcome('l.v', 'n.v')}, l.v, n.v, ${image('l.version')}, ${image('n.version')}
+          from (select * from met where _coregent_two is null offset 0) met cross join ${each('_coregent_came', 'n')} cross join ${each('_coregent_here', 'l')}
+          where ${unheard} ${told}),
+      plain as (update ${target} t set ${set('n', [])} from met n where ${onMet} and ${showsCame === undefined ? `n._coregent_two = 'new'` : `n._coregent_two in ('new', 'both')`}),
+      written as (update ${target} t set ${set('n', [])} from (${written(arrays, 'met')}) n where ${onKey('t', 'n')})
+      ${parts.toldAndMet('_coregent_local', '_coregent_incoming')}`,
     insertAbsent: `with cut as materialized (
         select coregent.versions_join(${versions('s')}, ${seenBy('x')}) as _coregent_versions
         from ${rows} join ${tombs} x on ${onKey('x', 's')} where not ${simple('s')} and ${buries('x', 's')})
       ${fromRows} select ${list(rowColumns, 's')} from ${rows} where not ${forbidden}
       union all ${written('cut where cut._coregent_versions is not null', 'cut')} on conflict ${onlyKey}`,
-    updateOlder: (unknown) => `with met as materialized (
-        select ${versions('t')} as _coregent_here, ${joined} as _coregent_versions
-        from ${rowsInOrder} join ${target} t on ${onKey('t', 's')} ${heard} for no key update of t)
-      update ${target} t set ${set('n', unknown)}
-      from (${written('met where met._coregent_versions <> met._coregent_here', 'met')}) n where ${onKey('t', 'n')}`,
     unresolved: `select count(*) from ${rows} ${heard}
       where coregent.versions_join(${versions('s')}, ${seenBy('x')}) is not null
       and not exists (select from ${target} t where ${onKey('t', 's')}

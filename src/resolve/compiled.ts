@@ -52,9 +52,14 @@ export interface Compiled {
    */
   readonly recordBuried: string;
   readonly recordRows: string;
-  /** rows: inserts what is absent; updates what is older; counts what neither could do. */
+  /**
+   * rows; `$2`, `$3` as of recordRows: locks every row that is here in another version or other bytes, records what it met, and joins
+   * it, all in one. Returns conflicts as kind, outcome, whether the versions were equal, table, and their number; last, with null as
+   * their kind, how many rows of another version it locked.
+   */
+  readonly joinRows: string;
+  /** rows: inserts what is absent; counts what neither this nor the join could do. */
   readonly insertAbsent: string;
-  updateOlder(unknown: readonly number[]): string;
   readonly unresolved: string;
   /** rows: removes older rows and writes the new ones, so that unique values may change places. */
   readonly vacate: string;

@@ -45,10 +45,19 @@ export interface Parts {
   /** The application's columns, and the key's, as `jsonb` for a record. */
   json(alias: string): string;
   keyJson(alias: string): string;
+  /**
+   * FROM items: staged rows as `s` and the rows here that they meet, `t`, where this holds; locked in the order of the keys. `as` names
+   * values of both that are found out there, under the lock. {@link image} is for these.
+   */
+  met(where: string, as: Readonly<Record<string, string>>): string;
+  /** The application's columns of `t` or `s` of {@link met}, as `jsonb` for a record. */
+  image(alias: 't' | 's'): string;
   /** How a conflict is recorded: `label` names the table. */
   readonly label: string;
   readonly into: string;
   readonly told: string;
+  /** A query: what `recorded` told, alike ones counted; then how many rows of `met`, by these versions, met another write. */
+  toldAndMet(local: string, incoming: string): string;
   /** Without a target every unique index would be asked, and a deferrable one refuses that. */
   readonly onlyKey: string;
   readonly fromRows: string;
@@ -87,6 +96,31 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
         return `${ident(name)} ${column?.type ?? 'int8'}${column?.collation ? ` collate ${column.collation}` : ''}`;
       })
       .join(', ');
+  const from = sources(
+    table,
+    { type: rowType, columns: rowColumns },
+    { type: tombstoneType, columns: tombstoneColumns },
+  );
+  const sides = ['t', 's'] as const;
+  const sided = (side: string, name: string): string =>
+    ident(`_coregent_${side}${[...rowColumns, FIRST].indexOf(name)}`);
+  const ofSide = (side: string): readonly string[] => (side === 's' ? [...rowColumns, FIRST] : rowColumns);
+  const imaged = table.columns.filter(({ name }) => name !== STATE);
+  const met = (where: string, as: Readonly<Record<string, string>>): string => `(select ${[
+    ...sides.flatMap((side) => ofSide(side).map((name) => `${side}.${ident(name)} as ${sided(side, name)}`)),
+    ...Object.entries(as).map(([name, value]) => `${value} as ${name}`),
+  ].join(', ')}
+      from ${from.rowsInOrder} join ${target} t on ${sameKey(table, 't', 's')} where ${where} for no key update of t) b ${sides
+        .map(
+          (side) => `
+      cross join lateral (select ${ofSide(side)
+        .map((name) => `b.${sided(side, name)} as ${ident(name)}`)
+        .join(', ')}) ${side}
+      cross join lateral (select ${imaged
+        .map(({ name, holdsJson }) => `b.${sided(side, name)}${holdsJson ? '::text' : ''} as ${ident(name)}`)
+        .join(', ')}) _coregent_image_${side}`,
+        )
+        .join('')}`;
   const noted = `${literal(qualified('coregent', deletesName(table)))}::regclass`;
   return {
     target,
@@ -99,7 +133,7 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
     tombstoneType,
     rowColumns,
     tombstoneColumns,
-    from: sources(table, { type: rowType, columns: rowColumns }, { type: tombstoneType, columns: tombstoneColumns }),
+    from,
     hasTexts: table.columns.some(({ asText }) => asText),
     list,
     onKey: (a, b) => sameKey(table, a, b),
@@ -117,9 +151,17 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
     json: (alias) => imageJson(table, alias),
     keyJson: (alias) =>
       `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`,
+    met,
+    image: (alias) => `to_jsonb(_coregent_image_${alias}.*)`,
     label: literal(tableLabel(table)),
     into: `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row)`,
-    told: 'on conflict do nothing returning kind, outcome, local_version = incoming_version, table_name',
+    told: `on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
+      do nothing returning kind, outcome, local_version = incoming_version as twins, table_name`,
+    toldAndMet: (
+      local,
+      incoming,
+    ) => `select kind, outcome, twins, table_name, count(*) from recorded group by 1, 2, 3, 4
+      union all select null, null, null, null, count(*) filter (where ${local} <> ${incoming}) from met`,
     onlyKey: `(${list(table.key)}) do nothing`,
     fromRows: `insert into ${target} (${list(rowColumns)}) overriding system value`,
     noteDeletes: `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`,

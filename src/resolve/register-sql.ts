@@ -1,6 +1,6 @@
-import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
+import { type Column, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal } from '../quote.ts';
-import { INTEGERS, layoutOf } from './layout.ts';
+import { INTEGERS, isExact, layoutOf } from './layout.ts';
 import type { Parts } from './parts.ts';
 import { MERGED, REPLACED_MERGED } from './registers.ts';
 
@@ -20,8 +20,8 @@ export interface RegisterSql {
   readonly twins: string;
   /** Which of `t` and `s` stays where one loses what the other had not seen; null where nothing is lost. `known`: who deleted an earlier life had seen `s`. */
   outcome(known: string): string;
-  /** A query of these columns of the join of `t` and `s`, of which `s` is not of an earlier life. */
-  joined(columns: readonly string[]): string;
+  /** A query of these columns of the join of `t` and `s`, of which `s` is not of an earlier life; nothing where this does not hold. */
+  joined(columns: readonly string[], where?: string): string;
 }
 
 /** `registers.ts` read into SQL, but for the statements themselves. */
@@ -48,6 +48,11 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
   // The version that a register has, as jsonb: they are compared as the numbers that they are.
   const at = (alias: string, name: string): string =>
     `case when ${state(alias)} is null then to_jsonb(${v(alias)}) else coalesce(${state(alias)} -> 'r' -> ${literal(name)}, ${state(alias)} -> 'b') end`;
+  const differ = (columns: readonly Column[]): string => {
+    const names = columns.map(({ name }) => name);
+    if (columns.every(isExact)) return `(${list(names, 't')}) is distinct from (${list(names, 's')})`;
+    return `${bytes('t', names)}::record operator(pg_catalog.*<>) ${bytes('s', names)}::record`;
+  };
   const met = registers.map(({ name, columns }) => {
     const names = columns.map((column) => column.name);
     const [mine, theirs] = [at('t', name), at('s', name)];
@@ -56,7 +61,7 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       `coregent.seen_covers(${sees(alias)}, (${version})::int8)`;
     return {
       wins: `(${theirs} > ${mine} or (${theirs} = ${mine} and ${text('s')} > ${text('t')}))`,
-      lost: `(${bytes('t', names)}::record operator(pg_catalog.*<>) ${bytes('s', names)}::record
+      lost: `(${differ(columns)}
         and (${mine} = ${theirs} or not (${covered('t', theirs)} or ${covered('s', mine)})))`,
     };
   });
@@ -174,12 +179,47 @@ export function registerSql(table: Table, { list, v, p, rowColumns }: Parts): Re
       ? `w._coregent_joined || jsonb_build_object('m', jsonb_build_object(${paths.join(', ')}))`
       : 'w._coregent_joined';
   const values = names.map((name) => `, ${shown.get(name)} as ${ident(name)}`).join('');
+  // Of two rows of one life whose registers began alike, each part by its place; all others need a closer look.
+  const part = (whose: string, ...keys: string[]): string =>
+    `f._coregent_${whose}${keys.map((key) => ` -> ${literal(key)}`).join('')}`;
+  const named = (columns: readonly { readonly name: string }[], value: (name: string) => string): string =>
+    `jsonb_build_object(${columns.map(({ name }) => `${literal(name)}, ${value(name)}`).join(', ')})`;
+  const theirsWon = registers.map(
+    ({ name }, index) => `${literal(name)}, case when f.${won(index)} then ${part('theirs', 'r', name)} end`,
+  );
+  const joinedParts = [
+    ...(registers.length > 0
+      ? [`'r', (${part('mine', 'r')}) || jsonb_strip_nulls(jsonb_build_object(${theirsWon.join(', ')}))`]
+      : []),
+    `'seen', coregent.seen_join(${part('mine', 'seen')}, ${part('theirs', 'seen')})`,
+    ...(counters.length > 0
+      ? [
+          `'n', ${named(counters, (name) => `coregent.seen_join(${part('mine', 'n', name)}, ${part('theirs', 'n', name)})`)}`,
+        ]
+      : []),
+    ...(sets.length > 0
+      ? [
+          `'s', ${named(sets, (name) => `coregent.set_join(${part('mine', 's', name)}, ${part('mine', 'seen')}, ${part('theirs', 's', name)}, ${part('theirs', 'seen')})`)}`,
+        ]
+      : []),
+  ];
+  const alike = ['l', 'b', 'h'].map((key) => `(${part('mine', key)}) is not distinct from (${part('theirs', key)})`);
+  const closely = 'coregent.state_join(f._coregent_mine, f._coregent_theirs)';
+  const stateOf =
+    texts.length > 0
+      ? closely
+      : `case when ${alike.join(' and ')}
+            then f._coregent_mine || jsonb_build_object(${joinedParts.join(', ')})
+            else ${closely} end`;
   // Each step is fenced off (`offset 0`), so that none is worked out twice.
-  const joined = (columns: readonly string[]): string => `select ${columns.map(column).join(', ')} from (
+  const joined = (
+    columns: readonly string[],
+    where = 'true',
+  ): string => `select ${columns.map(column).join(', ')} from (
       select m.*, case when ${same('s', '_coregent_theirs')} then 's' when ${same('t', '_coregent_mine')} then 't' else 'm' end as _coregent_whose from (
         select ${stored} as _coregent_joined, w._coregent_mine, w._coregent_theirs${values} from (
-          select e.*, coregent.state_join(e._coregent_mine, e._coregent_theirs) as _coregent_joined${wins}${docs.join('')} from (
-            select ${written('t')} as _coregent_mine, ${written('s')} as _coregent_theirs, ${life('s')} > ${life('t')} as _coregent_later offset 0
-          ) e offset 0) w offset 0) m offset 0) k`;
+          select f.*, ${stateOf} as _coregent_joined from (select e.*${wins}${docs.join('')} from (
+            select ${written('t')} as _coregent_mine, ${written('s')} as _coregent_theirs, ${life('s')} > ${life('t')} as _coregent_later where ${where} offset 0
+          ) e offset 0) f offset 0) w offset 0) m offset 0) k`;
   return { simple, life, ended, sees, deleterSaw, hadSeen, twins, outcome, joined };
 }
