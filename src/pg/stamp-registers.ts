@@ -1,6 +1,6 @@
 import { type Column, deletesName, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
-import { INTEGERS, type Layout, layoutOf } from '../resolve/layout.ts';
+import { INTEGERS, isExact, type Layout, layoutOf } from '../resolve/layout.ts';
 import { MERGED, REPLACED_MERGED } from '../resolve/registers.ts';
 import type { RuleStamp } from './stamp.ts';
 
@@ -9,10 +9,6 @@ const EMPTY = `'{}'::pg_catalog.jsonb`;
 const version = ident(VERSION);
 const parent = ident(PARENT);
 const state = ident(STATE);
-
-/** Types of PostgreSQL's own that are compared faster by their operator, and are equal only in equal bytes. */
-const COMPARED =
-  /^(smallint|integer|bigint|boolean|uuid|date|text|character varying(\(\d+\))?|timestamp( \S+)? with(out)? time zone)$/;
 
 /** Arrays of types whose text is the same whatever a session has set. */
 const PLAIN = /^(smallint|integer|bigint|numeric(\(.*\))?|text|character varying(\(\d+\))?|uuid|boolean)\[\]$/;
@@ -40,14 +36,20 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
   return {
     settings: parts.sets.every(({ type }) => PLAIN.test(type)) ? '' : SETTINGS,
     declare: `
-  base pg_catalog.jsonb;`,
+  base pg_catalog.jsonb;
+  mark pg_catalog.jsonb;`,
     // The sequence holds the greatest delete that was forgotten here, once any was: that much is known of every key.
     noParent: `${op('-')} greatest(pg_catalog.pg_sequence_last_value(${deletes}), 1)`,
     inserted: `${settle(parts, 'new')}
   new.${state} := null;`,
     updated: `${settle(parts, 'old')}
-  base := coalesce(old.${state}, ${writtenOut(parts, 'old')});
-  new.${state} := base ${op('||')} ${object(changes(parts, region, groups))};${parts.counters.map(bounded).join('')}${parts.sets.map(shown).join('')}${rewritten(parts.texts)}`,
+  base := old.${state};
+  if base is null then
+    base := ${writtenOut(parts, 'old')};
+  end if;
+  mark := pg_catalog.to_jsonb(new.${version});
+  ${put(['seen', String(region)], 'mark')}${changes(parts, region, groups)}
+  new.${state} := base;`,
     parent: replaced,
     buried: (row) => ({
       [STATE]: `case when ${row}.${state} is not null then ${object([["'seen'", `${row}.${state} ${op('->')} 'seen'`]])} end`,
@@ -137,116 +139,95 @@ function settle({ counters, sets, bounds }: Layout, row: 'old' | 'new'): string 
 function bounded({ name, type }: Column): string {
   const bounds = INTEGERS[type];
   if (!bounds) return '';
-  const [before, now] = [`old.${ident(name)}`, `new.${ident(name)}`];
-  const sum = `coregent.counter_value(new.${state} ${op('->')} 'n' ${op('->')} ${literal(name)})`;
-  const at = bounds.map((bound) => `${before} ${op('=')} '${bound}'`).join(' or ');
+  const before = `old.${ident(name)}`;
+  const sum = `coregent.counter_value(base ${op('#>')} ${path(['n', name])})`;
   return `
-  if (${at}) and ${before} ${op('<>')} ${now} then
-    ${now} := greatest(least(${sum}, ${bounds[1]}), ${bounds[0]});
-  end if;`;
+    if (${bounds.map((bound) => `${before} ${op('=')} '${bound}'`).join(' or ')}) then
+      new.${ident(name)} := greatest(least(${sum}, ${bounds[1]}), ${bounds[0]});
+    end if;`;
 }
 
-/** A set that was changed shows its elements in their order. */
-function shown(column: Column): string {
-  const { name } = column;
-  return `
-  if ${differ([column])} then
-    new.${ident(name)} := coregent.set_value(new.${state} ${op('->')} 's' ${op('->')} ${literal(name)});
-  end if;`;
+/** A place in the state, as SQL. */
+function path(keys: readonly string[]): string {
+  const quoted = keys.map((key) => `"${key.replaceAll(/["\\]/g, '\\$&')}"`);
+  return `${literal(`{${quoted.join(',')}}`)}::pg_catalog.text[]`;
 }
 
-/** Who writes a text has seen all its documents, which the row shows as one. */
-function rewritten(texts: readonly Column[]): string {
-  if (texts.length === 0) return '';
-  const each = texts.map(
-    (column) => `
-    if ${differ([column])} then
-      base := base ${op('-')} ${literal(column.name)}::pg_catalog.text;
-    end if;`,
-  );
-  return `
-  if base ${op('?')} 't' then
-    base := base ${op('->')} 't';${each.join('')}
-    new.${state} := (new.${state} ${op('-')} 't'::pg_catalog.text) ${op('||')} case when base ${op('=')} ${EMPTY} then base else ${object([["'t'", 'base']])} end;
-  end if;`;
+/** The statement that puts a value into its place in `base`, whose parents are there. */
+function put(keys: readonly string[], value: string): string {
+  return `base := pg_catalog.jsonb_set(base, ${path(keys)}, ${value});`;
 }
 
-/** The parts of the state that an update changes, `base` being the state before. */
+/**
+ * Statements for what an update changes in `base`, the state before; `mark` is its version. A statement for each part: most updates
+ * change few, and what is not run is not even prepared, which costs more than to run it once.
+ */
 function changes(
   { registers, counters, sets, maps, texts }: Layout,
   region: number,
   groups: readonly (readonly string[])[],
-): (readonly [string, string])[] {
-  const now = `new.${version}`;
-  const here = literal(String(region));
-  const found: (readonly [string, string])[] = [
-    ["'seen'", `(base ${op('->')} 'seen') ${op('||')} ${object([[here, now]])}`],
+): string {
+  // A text is in no group: what several regions write of it stays, all of it.
+  const alone = [
+    ...registers.filter(({ name }) => !groups.some((group) => group.includes(name))),
+    ...texts.map((column) => ({ name: column.name, columns: [column] })),
   ];
-  if (registers.length > 0 || texts.length > 0) {
-    // A text is in no group: what several regions write of it stays, all of it.
-    const alone = [
-      ...registers.filter(({ name }) => !groups.some((group) => group.includes(name))),
-      ...texts.map((column) => ({ name: column.name, columns: [column] })),
-    ];
-    const together = groups
-      .map((group) => registers.filter(({ name }) => group.includes(name)))
-      .filter((group) => group.length > 0);
-    const written = [
-      `(base ${op('->')} 'r')`,
-      ...(alone.length > 0
-        ? [
-            `pg_catalog.jsonb_strip_nulls(${object(alone.map(({ name, columns }) => [literal(name), `case when ${differ(columns)} then ${now} end`]))})`,
-          ]
-        : []),
-      ...together.map(
-        (group) =>
-          `case when ${differ(group.flatMap(({ columns }) => columns))} then ${object(group.map(({ name }) => [literal(name), now]))} else ${EMPTY} end`,
-      ),
-    ];
-    found.push(["'r'", written.join(` ${op('||')} `)]);
-  }
-  const part = (key: string, names: readonly (readonly [string, string])[]): void => {
-    if (names.length > 0) found.push([literal(key), `(base ${op('->')} ${literal(key)}) ${op('||')} ${object(names)}`]);
-  };
-  part(
-    'n',
-    counters.map(({ name }) => {
-      const [mine, before] = [`new.${ident(name)}`, `old.${ident(name)}`];
-      const shares = `(base ${op('->')} 'n' ${op('->')} ${literal(name)})`;
-      const share = `coalesce((${shares} ${op('->')} ${here} ${op('->>')} 1)::pg_catalog.numeric, 0)`;
-      const delta = `(${mine}::pg_catalog.numeric ${op('-')} coalesce(${before}::pg_catalog.numeric, 0))`;
-      const added = object([[here, `pg_catalog.jsonb_build_array(${now}, ${share} ${op('+')} ${delta})`]]);
-      return [
-        literal(name),
-        `case when ${mine} ${op('=')} ${before} then ${shares} else ${shares} ${op('||')} ${added} end`,
-      ];
-    }),
-  );
-  part(
-    's',
-    sets.map((column) => {
-      const { name } = column;
-      const elements = `(base ${op('->')} 's' ${op('->')} ${literal(name)})`;
-      const next = `coregent.set_next(${elements}, new.${ident(name)}::pg_catalog.text[], ${now})`;
-      return [literal(name), `case when ${differ([column])} then ${next} else ${elements} end`];
-    }),
-  );
-  part(
-    'm',
-    maps.map((column) => {
-      const name = ident(column.name);
-      const path = `(base ${op('->')} 'm' ${op('->')} ${literal(column.name)})`;
-      const next = `coregent.map_next(old.${name}, new.${name}, ${path}, (base ${op('->')} 'b')::pg_catalog.int8, null, ${now}, 0)`;
-      return [literal(column.name), `case when ${differ([column])} then ${next} else ${path} end`];
-    }),
-  );
-  return found;
+  const together = groups.map((group) => registers.filter(({ name }) => group.includes(name)));
+  const written = [...alone.map((register) => [register]), ...together].map((group) => {
+    if (group.length === 0) return '';
+    return when(
+      differ(group.flatMap(({ columns }) => columns)),
+      group.map(({ name }) => put(['r', name], 'mark')),
+    );
+  });
+  const added = counters.map((column) => {
+    const { name, type } = column;
+    const [mine, before] = [`new.${ident(name)}`, `old.${ident(name)}`];
+    // Shares of a narrow type cannot leave the widest integer.
+    const wide = type === 'smallint' || type === 'integer' ? 'pg_catalog.int8' : 'pg_catalog.numeric';
+    const share = `coalesce((base ${op('#>>')} ${path(['n', name, String(region), '1'])})::${wide}, 0)`;
+    const delta = `(${mine}::${wide} ${op('-')} coalesce(${before}::${wide}, 0))`;
+    const next = put(['n', name, String(region)], `pg_catalog.jsonb_build_array(mark, ${share} ${op('+')} ${delta})`);
+    return when(`(${mine} ${op('=')} ${before}) is not true`, [`${next}${bounded(column)}`]);
+  });
+  const chosen = sets.map((column) => {
+    const mine = `new.${ident(column.name)}`;
+    const elements = `base ${op('#>')} ${path(['s', column.name])}`;
+    return when(differ([column]), [
+      put(['s', column.name], `coregent.set_next(${elements}, ${mine}::pg_catalog.text[], new.${version})`),
+      `${mine} := coregent.set_value(${elements});`,
+    ]);
+  });
+  const mapped = maps.map((column) => {
+    const name = ident(column.name);
+    const known = `base ${op('#>')} ${path(['m', column.name])}`;
+    const inserted = `(base ${op('->')} 'b')::pg_catalog.int8`;
+    const next = `coregent.map_next(old.${name}, new.${name}, ${known}, ${inserted}, null, new.${version}, 0)`;
+    return when(differ([column]), [put(['m', column.name], next)]);
+  });
+  // Who writes a text has seen all its documents, which the row shows as one.
+  const merged =
+    texts.length === 0
+      ? ''
+      : when(`base ${op('?')} 't'`, [
+          ...texts.map((column) => when(differ([column]), [`base := base ${op('#-')} ${path(['t', column.name])};`])),
+          when(`(base ${op('->')} 't') ${op('=')} ${EMPTY}`, [`base := base ${op('-')} 't'::pg_catalog.text;`]),
+        ]);
+  return [...written, ...added, ...chosen, ...mapped, merged].join('');
+}
+
+function when(condition: string, statements: readonly string[]): string {
+  // In parentheses: a `then` of its own would end it.
+  return `
+  if (${condition}) then
+    ${statements.join('\n    ')}
+  end if;`;
 }
 
 /** Whether any of these columns differs between `old` and `new`, in its bytes. */
 function differ(columns: readonly Column[]): string {
   const [only] = columns;
-  if (columns.length === 1 && COMPARED.test(only!.type) && only!.collation === '') {
+  if (columns.length === 1 && isExact(only!)) {
     const [before, now] = [`old.${ident(only!.name)}`, `new.${ident(only!.name)}`];
     return `case when ${before} is null then ${now} is not null else ${now} is null or ${before} ${op('<>')} ${now} end`;
   }
