@@ -35,8 +35,8 @@ export interface Table {
    * Where they may differ (`numeric` 1.0 and 1.00) the database, not the agent, must decide which rows are one.
    */
   readonly exactKey: boolean;
-  /** How it settles concurrent writes; undefined: `lww`. */
-  readonly rule?: Rule;
+  /** How it settles concurrent writes. */
+  readonly rule: Rule;
 }
 
 /** The version of the write that a row shows. */

@@ -4,8 +4,8 @@ import { parseRule } from '../model/rule.ts';
 import { type Column, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { findTypes } from './types.ts';
 
-/** A table as inspection finds it, replicated or not. */
-export interface FoundTable extends Table {
+/** A table as inspection finds it, replicated or not: its rule is nothing that it could tell. */
+export interface FoundTable extends Omit<Table, 'rule'> {
   readonly kind: 'table' | 'partitioned' | 'partition' | 'other';
   readonly unlogged: boolean;
   /** Whether the metadata columns are there. */

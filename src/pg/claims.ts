@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import { FIRST, type Table, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import type { Compiled } from '../resolve/compiled.ts';
@@ -109,7 +109,7 @@ export function meetings(
 
   // Where a row is joined by halves, one that is older may still have something that is not here.
   const stale =
-    familyOf(table.rule ?? LWW) === 'rows'
+    familyOf(table.rule) === 'rows'
       ? `\n      and not exists (select from ${target} t where ${sameKey(table, 't', 'g')} and ${v('t')} >= ${v('g')})`
       : '';
   const ctes = indexes.map(({ predicate, parts }, nth) => {

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import { CoregentError } from '../model/error.ts';
-import { familyOf, LWW, parseRule, type Rule, ruleText } from '../model/rule.ts';
+import { familyOf, parseRule, type Rule, ruleText } from '../model/rule.ts';
 import {
   deletesName,
   OURS,
@@ -50,7 +50,7 @@ export async function planRegion(
   client: pg.Client,
   config: Config,
   region: RegionConfig,
-  tables: readonly { readonly table: FoundTable; readonly details: Details; readonly rule: string }[],
+  tables: readonly { readonly table: FoundTable & Table; readonly details: Details; readonly rule: string }[],
 ): Promise<Action[]> {
   const actions: Action[] = [];
   const add = (what: string, sql: readonly string[]): void => {
@@ -163,7 +163,7 @@ async function ownershipOf(
   here: string,
   regions: readonly string[],
 ): Promise<Ownership | undefined> {
-  const owner = table.rule?.owner;
+  const owner = table.rule.owner;
   if (!owner) return undefined;
   const read = await readOwnerType(client, table, owner);
   if ('type' in read) return { owner, type: read.type, here, regions };
@@ -246,7 +246,7 @@ function addColumns(version: string, parent: string): string {
 
 /** Rows and tombstones have a state where the rule needs one. */
 function stateSql(table: Table): string[] {
-  const family = familyOf(table.rule ?? LWW);
+  const family = familyOf(table.rule);
   const change = (needed: boolean): string =>
     needed ? `add column if not exists ${ident(STATE)} jsonb` : `drop column if exists ${ident(STATE)}`;
   return [
@@ -304,12 +304,12 @@ function tableSql(
       : [
           // Its rows are new writes, which no delete of its earlier life may bury; and it lacks what its peers have of that.
           // A life of its own for each, where rows are joined by their lives.
-          `alter table ${target} ${addColumns(versionNow(recreated), familyOf(table.rule ?? LWW) === 'registers' ? `-${versionNow(recreated)}` : '-1')}`,
+          `alter table ${target} ${addColumns(versionNow(recreated), familyOf(table.rule) === 'registers' ? `-${versionNow(recreated)}` : '-1')}`,
           `alter table ${target} alter column ${ident(VERSION)} set default 0, alter column ${ident(PARENT)} set default 0`,
           oweAgain(table, 'select slot from coregent.progress'),
         ]),
     ...stateSql(table),
-    ...(table.rule?.owner ? [] : disownSql(table)),
+    ...(table.rule.owner ? [] : disownSql(table)),
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} ${what}`),

@@ -1,7 +1,6 @@
 import { pipeline } from 'node:stream/promises';
 import type pg from 'pg';
 import { from as copyFrom, to as copyTo } from 'pg-copy-streams';
-import { LWW } from '../model/rule.ts';
 import { OURS, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
@@ -32,7 +31,7 @@ export async function pruneForgotten(peer: pg.Client, apply: pg.Client, table: T
         delete from ${target} t where t.${ident(VERSION)} <= $1::int8
         and not exists (select from ${known} k where ${sameKey(table, 't', 'k')}) returning t.*)
       insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row)
-      select ${literal(tableLabel(table))}, jsonb_build_object(${keyJson}), 'update_missing', ${literal((table.rule ?? LWW).conflict)}, 'apply',
+      select ${literal(tableLabel(table))}, jsonb_build_object(${keyJson}), 'update_missing', ${literal(table.rule.conflict)}, 'apply',
         t.${ident(VERSION)}, $1::int8, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}]
       from t on conflict do nothing`,
     [reaped],

@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import { type Column, OURS, PARENT, type Table, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { imageJson } from '../resolve/staged.ts';
@@ -97,7 +97,7 @@ export async function readNow(
     `select null::jsonb as row, ${told('t')}, false as merged from ${qualified('coregent', tombstoneName(table))} t where ${where}`,
   );
   const { merged, ...now } = rows[0] ?? buried[0] ?? { row: null, version: null, origin: null, at: null };
-  const several = merged === true && familyOf(table.rule ?? LWW) === 'versions';
+  const several = merged === true && familyOf(table.rule) === 'versions';
   return { table, ...now, several, changed: await changeSince(client, record, table, now) };
 }
 
@@ -206,7 +206,7 @@ function concerns({ table, changed }: RowNow, choice: Choice): boolean {
   const written = (name: string): boolean => {
     if ('merge' in choice) return choice.merge.has(name);
     if ('file' in choice) return Object.hasOwn(JSON.parse(choice.file), name);
-    return !Object.hasOwn(table.rule?.columns ?? {}, name);
+    return !Object.hasOwn(table.rule.columns, name);
   };
   return changed.columns.some(written);
 }
@@ -318,7 +318,7 @@ async function writeOf(
     };
   }
   // What both sides added to a counter or a set is in it already: neither side's value is the other one of two.
-  const joined = side === undefined ? {} : (table.rule?.columns ?? {});
+  const joined = side === undefined ? {} : table.rule.columns;
   const differing = wanted.filter(({ name, given, now, wanted: to }) => {
     return (
       given &&

@@ -1,4 +1,4 @@
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import { type Table, VERSION } from '../model/table.ts';
 import { ident } from '../quote.ts';
 import { stampRegisters } from './stamp-registers.ts';
@@ -12,8 +12,6 @@ export interface RuleStamp {
   readonly settings: string;
   /** Further variables. */
   readonly declare: string;
-  /** Of an insert, and of a row under its new key: the parent where no tombstone is under the key. */
-  readonly noParent: string;
   readonly inserted: string;
   readonly updated: string;
   /** The parent of a write that replaces this row. */
@@ -30,7 +28,6 @@ export interface RuleStamp {
 const ROWS: RuleStamp = {
   settings: '',
   declare: '',
-  noParent: '-1',
   inserted: '',
   updated: '',
   parent: (row) => `${row}.${ident(VERSION)}`,
@@ -41,5 +38,5 @@ const ROWS: RuleStamp = {
 
 /** What the table's rule adds for this region. `groups`: columns that share a constraint. */
 export function ruleStamp(table: Table, region: number, groups: readonly (readonly string[])[]): RuleStamp {
-  return familyOf(table.rule ?? LWW) === 'registers' ? stampRegisters(table, region, groups) : ROWS;
+  return familyOf(table.rule) === 'registers' ? stampRegisters(table, region, groups) : ROWS;
 }

@@ -1,7 +1,7 @@
 import { type Config, ruleFor } from '../config.ts';
 import { CoregentError, classify, type Fault } from '../model/error.ts';
 import { isModule, type Rule, ruleText } from '../model/rule.ts';
-import { type Column, STATE, tableLabel } from '../model/table.ts';
+import { type Column, STATE, type Table, tableLabel } from '../model/table.ts';
 import { Modules } from '../modules.ts';
 import { ident, qualified } from '../quote.ts';
 import { mayReplicate } from './applier.ts';
@@ -19,7 +19,7 @@ export interface ChosenTable {
   readonly label: string;
   /** As the catalogs hold it; see `ruleText`. */
   readonly rule: string;
-  readonly found: readonly FoundTable[];
+  readonly found: readonly (FoundTable & Table)[];
   readonly details: readonly Details[];
 }
 

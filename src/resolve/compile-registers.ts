@@ -15,7 +15,7 @@ export function compileRegisters(table: Table): Compiled {
   const { list, onKey, v, p, first, seen, set, json, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
     parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
-  const rule = literal(table.rule?.conflict === 'columns' ? 'columns' : 'lww');
+  const rule = literal(table.rule.conflict === 'columns' ? 'columns' : 'lww');
 
   const { simple, life, ended, hadSeen, sees, deleterSaw, twins, outcome, joined } = registerSql(table, parts);
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${ended('x', 's')})`;

@@ -1,4 +1,4 @@
-import { type Family, familyOf, LWW } from '../model/rule.ts';
+import { type Family, familyOf } from '../model/rule.ts';
 import type { Table } from '../model/table.ts';
 import { compileRegisters } from './compile-registers.ts';
 import { compileVersions } from './compile-versions.ts';
@@ -13,5 +13,5 @@ const FAMILIES: Readonly<Record<Family, (table: Table) => Compiled>> = {
 
 /** Compiles the statements for one table as this region has it, by its rule. */
 export function compile(table: Table): Compiled {
-  return FAMILIES[familyOf(table.rule ?? LWW)](table);
+  return FAMILIES[familyOf(table.rule)](table);
 }

@@ -1,4 +1,4 @@
-import { type ColumnRule, LWW } from '../model/rule.ts';
+import type { ColumnRule } from '../model/rule.ts';
 import { type Column, OURS, type Table } from '../model/table.ts';
 
 /** Columns that are written together: one register of a row. */
@@ -31,7 +31,7 @@ export const INTEGERS: Readonly<Record<string, readonly [string, string]>> = {
 
 /** A table's parts. Keys whose equal values have equal bytes are in none: they never differ. */
 export function layoutOf(table: Table): Layout {
-  const { conflict, columns: rules } = table.rule ?? LWW;
+  const { conflict, columns: rules } = table.rule;
   const columns = table.columns.filter(
     ({ name }) => !OURS.includes(name) && !(table.exactKey && table.key.includes(name)),
   );

@@ -1,3 +1,4 @@
+import { LWW } from '../../src/model/rule.ts';
 import { PARENT, type Table, tombstoneName, VERSION } from '../../src/model/table.ts';
 import type { Version } from '../../src/model/version.ts';
 import {
@@ -24,6 +25,7 @@ export const NOTES: Table = {
   key: ['id'],
   keyEquals: ['='],
   exactKey: true,
+  rule: LWW,
 };
 
 /** Routes a peer's relations to one table here and to its tombstones, as the agent does; other relations go nowhere. */

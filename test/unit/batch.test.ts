@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
+import { LWW } from '../../src/model/rule.ts';
 import type { Table } from '../../src/model/table.ts';
 import { makeVersion, type Version } from '../../src/model/version.ts';
 import { asTombstones, Batch, type Route } from '../../src/pipe/batch.ts';
@@ -11,7 +12,16 @@ const column = (name: string, oid: number, type: string) => ({ name, oid, type, 
 
 function tableWith(key: ReturnType<typeof column>, names: readonly string[]): Table {
   const columns = [key, ...names.map((name) => column(name, 25, 'text'))];
-  return { oid: 1, schema: 'public', name: 'notes', columns, key: [key.name], keyEquals: ['='], exactKey: true };
+  return {
+    oid: 1,
+    schema: 'public',
+    name: 'notes',
+    columns,
+    key: [key.name],
+    keyEquals: ['='],
+    exactKey: true,
+    rule: LWW,
+  };
 }
 
 const NOTES = tableWith(column('id', 23, 'integer'), ['a', 'b']);
