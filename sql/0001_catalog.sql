@@ -101,9 +101,15 @@ create table coregent.conflict_record (
   settled_version bigint
 );
 create index on coregent.conflict_record (recorded_at, id);
--- A write that comes again (copied after it was streamed, or the other way round) is recorded once.
-create unique index on coregent.conflict_record (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0))
+-- Two writes meet once, whichever of them comes second, and however it comes again: streamed, copied or repaired. The rule tells a
+-- meeting in one row from those of several rows in a key.
+create unique index conflict_once on coregent.conflict_record
+  (least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0), rule)
   where incoming_version <> local_version;
+-- A row that gives way for its unique value does so once, whatever becomes of the other row meanwhile.
+create unique index conflict_lost on coregent.conflict_record
+  ((case outcome when 'keep' then incoming_version else local_version end), table_name, jsonb_hash_extended(key, 0))
+  where rule = 'unique';
 
 -- Rows that could not be applied, whole, with the reason.
 create table coregent.parked (
@@ -113,7 +119,9 @@ create table coregent.parked (
   table_name text not null,
   operation text not null,
   version bigint not null,
+  -- As it came, and the names and types of its columns, in order: its table may have others by the time that it fits.
   row_bytes bytea not null,
+  columns jsonb not null,
   sqlstate text,
   reason text not null
 );

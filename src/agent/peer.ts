@@ -19,6 +19,7 @@ import { readOrphans } from '../pg/orphans.ts';
 import { forgetOwed, readOwed } from '../pg/paused.ts';
 import { readRuleChanges } from '../pg/progress.ts';
 import { router } from '../pg/route.ts';
+import { reshapeParked } from '../pg/shape.ts';
 import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
 import { prepareTargets, type Target } from '../pg/target.ts';
@@ -218,6 +219,7 @@ export class Peer {
       );
       this.link.owes(await ended.wait(readOwed(apply, slot)));
       const targets = await prepareTargets(apply, tables.alike);
+      await reshapeParked(apply, targets);
       const foreign = await readForeignKeys(apply, tables.alike);
       const orphans = await readOrphans(apply, tables.alike, foreign);
       // From here on several ask the peer at once.

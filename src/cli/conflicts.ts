@@ -1,8 +1,8 @@
 import { type Config, loadConfig } from '../config.ts';
 import { CoregentError, EXIT } from '../model/error.ts';
 import { type Cursor, cursorOf } from '../pg/cursor.ts';
-import { listParked, type ParkedRow } from '../pg/parked.ts';
-import { type ConflictRecord, listRecords, type RecordFilter } from '../pg/record.ts';
+import { listParkedRows, type ParkedRow, parkedPlace } from '../pg/parked.ts';
+import { type ConflictRecord, listRecords, placeOf, type RecordFilter } from '../pg/record.ts';
 import { closeRegions, type OpenRegion, openRegions } from '../pg/setup.ts';
 import { type KeyFilter, parseId } from './conflict-options.ts';
 import { settleConflict, settleParked } from './conflict-settle.ts';
@@ -105,21 +105,23 @@ async function list(open: readonly OpenRegion[], options: ConflictsOptions, cont
   // One more than asked for says whether there are more.
   const filter = { ...filterOf(options), limit: limit + 1 };
   if (options.parked) {
-    const stray = (['kind', 'key', 'unsettled', 'after'] as const).find((option) => options[option] !== undefined);
+    const stray = (['kind', 'key', 'unsettled'] as const).find((option) => options[option] !== undefined);
     if (stray) throw new CoregentError('usage', `conflicts list --parked takes no ${flagOf(stray)}`);
-    const rows: ParkedRow[] = [];
-    for (const each of open) rows.push(...(await listParked(each, filter)));
-    rows.sort((a, b) => (a.parked_at < b.parked_at ? 1 : a.parked_at > b.parked_at ? -1 : 0));
-    print(context, { parked: rows.slice(0, limit) }, parkedTable(rows.slice(0, limit), context.colour));
+    const rows = await listParkedRows(open, filter);
+    const shown = rows.slice(0, limit);
+    const next = rows.length > limit ? cursorOf(parkedPlace(shown.at(-1)!)) : null;
+    print(context, { parked: shown, next }, paged(parkedTable(shown, context.colour), next));
     return EXIT.ok;
   }
   const found = await listRecords(open, filter);
   const shown = found.slice(0, limit);
-  const last = found.length > limit ? shown.at(-1) : undefined;
-  const next = last ? cursorOf({ at: last.recorded_at, region: last.region, id: last.id }) : null;
-  const text = [conflictTable(shown, context.colour), ...(next === null ? [] : ['', `More: --after ${next}`])];
-  print(context, { conflicts: shown, next }, text.join('\n'));
+  const next = found.length > limit ? cursorOf(placeOf(shown.at(-1)!)) : null;
+  print(context, { conflicts: shown, next }, paged(conflictTable(shown, context.colour), next));
   return EXIT.ok;
+}
+
+function paged(text: string, next: string | null): string {
+  return next === null ? text : `${text}\n\nMore: --after ${next}`;
 }
 
 function print(context: Context, document: object, text: string): void {

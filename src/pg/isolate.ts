@@ -6,6 +6,7 @@ import type { Arranged, ForeignKeys } from './foreign.ts';
 import { type Blocked, Held, type Place } from './held.ts';
 import { ORPHANING } from './orphans.ts';
 import type { Step, StepResult } from './script.ts';
+import { fits, shapeOf } from './shape.ts';
 import {
   type GroupKind,
   isForeignViolation,
@@ -51,7 +52,7 @@ export const ANY_PARKED = `exists (select from coregent.parked where ${RETRY})`;
 const WAITING = `from coregent.parked
   where ${RETRY} and table_name in (select jsonb_array_elements_text($1::jsonb))`;
 /** Parked rows of some tables that another row may make room for, or stands for, from behind a given one on; not those that another session tries. */
-const SOME_WAITING = `select id, table_name, operation, encode(row_bytes, 'hex') ${WAITING}
+const SOME_WAITING = `select id, table_name, operation, encode(row_bytes, 'hex'), columns ${WAITING}
   order by id <= $2::int8, id limit $3::int4 for update skip locked`;
 
 /** Finds the rows of a batch that cannot be applied and parks them, so that all others are. Inside of a local transaction. */
@@ -218,8 +219,8 @@ export class Isolation {
   #parking({ target, group, row, failure }: Blocked): Step {
     const sqlstate = (failure.cause as { code?: string } | undefined)?.code ?? null;
     return {
-      text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-        values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7) on conflict do nothing`,
+      text: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason, columns)
+        values ($1::int2, $2, $3, $4::int8, $5::bytea, $6, $7, $8::jsonb) on conflict do nothing`,
       values: [
         String(this.#peerId),
         tableLabel(target.staging.table),
@@ -228,6 +229,7 @@ export class Isolation {
         [row],
         sqlstate,
         failure.message,
+        shapeOf(target, group.kind),
       ],
     };
   }
@@ -268,10 +270,11 @@ export class Isolation {
   /** Returns the ids of rows that found their place. */
   async #adoptAny(rows: readonly (readonly (string | null)[])[]): Promise<readonly string[]> {
     const byLabel = new Map([...this.#targets.values()].map((target) => [tableLabel(target.staging.table), target]));
-    const waiting = rows.flatMap(([id, label, kind, hex]) => {
+    const waiting = rows.flatMap(([id, label, kind, hex, columns]) => {
       const target = byLabel.get(label!);
       const group: GroupKind = { kind: kind as GroupKind['kind'], unknown: [] };
-      return target ? [{ id: id!, target, group, row: Buffer.from(hex!, 'hex') }] : [];
+      const known = target && fits(target, { kind: group.kind, columns: JSON.parse(columns!) });
+      return known ? [{ id: id!, target, group, row: Buffer.from(hex!, 'hex') }] : [];
     });
     const left = await this.#tryAgain(waiting);
     const still = new Set(left.map(({ row }) => row));

@@ -8,6 +8,7 @@ import type { Session } from './mend.ts';
 import type { Hearsay } from './neighbours.ts';
 import { ORPHANING } from './orphans.ts';
 import type { RecordedConflict } from './receipt.ts';
+import { fits, shapeOf } from './shape.ts';
 import { stagedRows, stagedTombstones } from './staged.ts';
 import { arrayOf, tuplesOf } from './steps.ts';
 import type { Target } from './target.ts';
@@ -29,12 +30,12 @@ const GENERATIONS = 32;
 export async function mendForeign(session: Session, hearsay: Hearsay): Promise<RecordedConflict[]> {
   const recorded: RecordedConflict[] = [];
   const { rows } = await session.client.query(
-    `select id::text, table_name, version::text, row_bytes from coregent.parked where operation = $1 order by id`,
+    `select id::text, table_name, version::text, row_bytes, columns from coregent.parked where operation = $1 order by id`,
     [ORPHANING],
   );
-  for (const { id, table_name: label, version, row_bytes: row } of rows) {
+  for (const { id, table_name: label, version, row_bytes: row, columns } of rows) {
     const target = session.targets.get(label);
-    if (!target) continue;
+    if (!target || !fits(target, { kind: 'update', columns })) continue;
     await session.guarded(label, async () => {
       const image = await withTombstone(session, { id, target, version: BigInt(version), row });
       recorded.push(...(await mendImage(session, hearsay, image)));
@@ -50,12 +51,12 @@ export async function mendForeign(session: Session, hearsay: Hearsay): Promise<R
 async function mendHeld(session: Session, hearsay: Hearsay): Promise<RecordedConflict[]> {
   const recorded: RecordedConflict[] = [];
   const { rows } = await session.client.query(
-    `select id::text, table_name, version::text, row_bytes from coregent.parked
+    `select id::text, table_name, version::text, row_bytes, columns from coregent.parked
       where operation = 'tombstone' and sqlstate in ('23503', '23001') order by id`,
   );
-  for (const { id, table_name: label, version, row_bytes: row } of rows) {
+  for (const { id, table_name: label, version, row_bytes: row, columns } of rows) {
     const target = session.targets.get(label);
-    if (!target) continue;
+    if (!target || !fits(target, { kind: 'tombstone', columns })) continue;
     await session.guarded(label, async () => {
       recorded.push(...(await holdParent(session, hearsay, { id, target, row, deleted: BigInt(version) })));
     });
@@ -255,8 +256,9 @@ async function missingParents(session: Session, image: Image): Promise<Image[]> 
     if (foreign.child.oid !== oid) continue;
     const target = [...session.targets.values()].find(({ staging }) => staging.table.oid === foreign.parent)!;
     const { rows } = await session.client.query(
-      `select id::text, version::text, row_bytes from coregent.parked where operation = $1 and table_name = $2 and id <> $3`,
-      [ORPHANING, tableLabel(target.staging.table), image.id],
+      `select id::text, version::text, row_bytes from coregent.parked
+        where operation = $1 and table_name = $2 and id <> $3 and columns = $4::jsonb`,
+      [ORPHANING, tableLabel(target.staging.table), image.id, shapeOf(target, 'update')],
     );
     for (const { id, version, row_bytes: row } of rows) {
       const above = { id, target, version: BigInt(version), row };

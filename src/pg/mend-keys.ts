@@ -8,6 +8,7 @@ import type { Session } from './mend.ts';
 import type { Hearsay } from './neighbours.ts';
 import type { RecordedConflict } from './receipt.ts';
 import type { Step } from './script.ts';
+import { shapeOf } from './shape.ts';
 import { stagedRows } from './staged.ts';
 import { arrayOf, tuplesOf } from './steps.ts';
 import type { Target } from './target.ts';
@@ -89,8 +90,9 @@ async function meet(session: Session, target: Target, uniques: Uniques, hearsay:
   const { table } = target.staging;
   const { rows } = await session.client.query(
     `select id::text, operation, row_bytes from coregent.parked
-      where sqlstate = '23505' and operation in ('insert', 'update') and table_name = $1 order by id limit ${LOOKED_AT}`,
-    [tableLabel(table)],
+      where sqlstate = '23505' and operation in ('insert', 'update') and table_name = $1 and columns = $2::jsonb
+      order by id limit ${LOOKED_AT}`,
+    [tableLabel(table), shapeOf(target, 'update')],
   );
   const parked = rows.map(({ id, operation, row_bytes: row }): Parked => ({ id, operation, row }));
   const values = [arrayOf(target.rowTypeOid, tuplesOf(parked.map(({ row }) => row)))];

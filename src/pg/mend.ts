@@ -11,6 +11,7 @@ import { mendKeys } from './mend-keys.ts';
 import { Hearsay, type Neighbours } from './neighbours.ts';
 import type { RecordedConflict } from './receipt.ts';
 import { runScript, type Step, type StepResult } from './script.ts';
+import { reshapeParked } from './shape.ts';
 import { ANY_OWNER } from './stamp-owner.ts';
 import { prepareTargets, type Target } from './target.ts';
 
@@ -69,6 +70,7 @@ export async function mendRegion(
   const missing = new Set(paused.map(({ table_name }) => table_name));
   const tables = (await readTables(client, name)).filter((table) => !missing.has(tableLabel(table)));
   const targets = await prepareTargets(client, tables);
+  await reshapeParked(client, targets);
   const keys = await readKeys(client, tables);
   const failed: Mended['failed'][number][] = [];
   const run: Session['run'] = async (steps) => {

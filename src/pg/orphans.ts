@@ -7,6 +7,7 @@ import type { Tuples } from '../wire/tuples.ts';
 import { type ForeignKey, type ForeignKeys, readKeys, refers } from './foreign.ts';
 import { outOf } from './join.ts';
 import type { Step } from './script.ts';
+import { shapeOf } from './shape.ts';
 import { staged } from './staged.ts';
 import { arrayOf, type GroupKind } from './steps.ts';
 import type { Target } from './target.ts';
@@ -90,8 +91,8 @@ export class Orphans {
     const columns = target.compiled.rowColumns.map((column) => outOf(table, column)).join(', ');
     return {
       lock: `select from ${tombstonesInOrder} join ${name} t on ${going} for update of t`,
-      keep: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-        select s.${ident(VERSION)} & 127, ${literal(tableLabel(table))}, ${literal(ORPHANING)}, t.${ident(VERSION)}, int4send(length(b.bytes)) || b.bytes, '23503',
+      keep: `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, columns, sqlstate, reason)
+        select s.${ident(VERSION)} & 127, ${literal(tableLabel(table))}, ${literal(ORPHANING)}, t.${ident(VERSION)}, int4send(length(b.bytes)) || b.bytes, ${literal(shapeOf(target, 'update'))}::jsonb, '23503',
           'another region deleted this row while rows of this region refer to it'
         from ${tombstones} join ${name} t on ${going}
         cross join lateral (select record_send(r) as bytes from (select ${columns}, t.${ident(PARENT)} as ${ident(FIRST)}) r) b

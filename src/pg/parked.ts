@@ -11,10 +11,12 @@ import { sameKey } from '../resolve/key.ts';
 import { imageJson } from '../resolve/staged.ts';
 import { readTables } from './catalog.ts';
 import { transaction } from './connect.ts';
+import type { Cursor } from './cursor.ts';
 import { decidersOf } from './deciders.ts';
 import { readForeignKeys } from './foreign.ts';
-import { likeOf, type RecordFilter } from './record.ts';
+import { behind, likeOf, newestFirst, type RecordFilter } from './record.ts';
 import type { OpenRegion } from './setup.ts';
+import { fits, inShape, type ParkedBytes, reshapeParked } from './shape.ts';
 import { arrayOf, tuplesOf } from './steps.ts';
 import { Store } from './store.ts';
 import { prepareTargets, type Target } from './target.ts';
@@ -33,7 +35,7 @@ export interface ParkedRow {
   readonly written_at: string | null;
   readonly sqlstate: string | null;
   readonly reason: string;
-  /** Null: its table has changed since, and it cannot be read by it. */
+  /** Null: its table has changed since, so that it cannot be read by it. */
   readonly key: Readonly<Record<string, unknown>> | null;
   /** Null too for a delete. */
   readonly row: Readonly<Record<string, unknown>> | null;
@@ -41,7 +43,7 @@ export interface ParkedRow {
 
 const iso = (value: string): string => `to_char(${value} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
 const COLUMNS = `id, ${iso('parked_at')} as parked_at, table_name, operation, version, coregent.version_region(version) as origin,
-  ${iso('coregent.version_time(version)')} as written_at, sqlstate, reason, row_bytes`;
+  ${iso('coregent.version_time(version)')} as written_at, sqlstate, reason, row_bytes, columns`;
 
 /** Rows that could not be applied; what else the agent keeps there settles by itself. */
 const APPLICABLE = `operation in ('insert', 'update', 'tombstone')`;
@@ -49,19 +51,34 @@ const APPLICABLE = `operation in ('insert', 'update', 'tombstone')`;
 /** How many of them there are, as SQL. */
 export const COUNT_PARKED = `(select count(*) from coregent.parked where ${APPLICABLE})::int`;
 
+/** The newest rows that are parked in several regions, in one order: by time, then region, then id; each read by its table. */
+export async function listParkedRows(open: readonly OpenRegion[], filter: ParkedFilter): Promise<ParkedRow[]> {
+  const each = await Promise.all(open.map((at) => listParked(at, filter)));
+  return each
+    .flat()
+    .sort((a, b) => newestFirst(parkedPlace(a), parkedPlace(b)))
+    .slice(0, filter.limit);
+}
+
+/** Its place in the list. */
+export function parkedPlace({ parked_at: at, region, id }: ParkedRow): Cursor {
+  return { at, region, id };
+}
+
+type ParkedFilter = Pick<RecordFilter, 'table' | 'since' | 'until' | 'after' | 'limit'>;
+
 /** Rows that are parked in one region, the newest first, each read by its table. */
-export async function listParked(
-  { region, client }: OpenRegion,
-  filter: Pick<RecordFilter, 'table' | 'since' | 'until' | 'limit'>,
-): Promise<ParkedRow[]> {
+async function listParked({ region, client }: OpenRegion, filter: ParkedFilter): Promise<ParkedRow[]> {
   const { rows } = await client.query(
     `select ${COLUMNS} from coregent.parked where ${APPLICABLE} and ($1::text is null or table_name like $1)
       and ($2::timestamptz is null or parked_at >= $2) and ($3::timestamptz is null or parked_at < $3)
-      order by parked_at desc, id desc limit $4`,
+      and ($4::timestamptz is null or parked_at < $4 or parked_at = $4 and ($5::int8 is null or id < $5))
+      order by parked_at desc, id desc limit $6`,
     [
       filter.table === undefined ? null : likeOf(filter.table),
       filter.since ?? null,
       filter.until ?? null,
+      ...behind(filter.after, region.name),
       filter.limit,
     ],
   );
@@ -77,15 +94,15 @@ export async function readParked({ region, client }: OpenRegion, id: string): Pr
 async function readAll(
   client: pg.Client,
   region: string,
-  rows: readonly { readonly row_bytes: Buffer }[],
+  rows: readonly { readonly row_bytes: Buffer; readonly columns: ParkedBytes['columns'] }[],
 ): Promise<ParkedRow[]> {
   if (rows.length === 0) return [];
   const targets = await targetsOf(client, region);
   const read: ParkedRow[] = [];
-  for (const { row_bytes: bytes, ...found } of rows) {
+  for (const { row_bytes: row, columns, ...found } of rows) {
     const parked = found as Omit<ParkedRow, 'region' | 'key' | 'row'>;
     const target = targets.get(parked.table_name);
-    const text = target && (await imageOf(client, target, parked.operation === 'tombstone', bytes));
+    const text = target && (await imageOf(client, target, { kind: parked.operation, row, columns }));
     const json = text === undefined ? undefined : (parseExact(text) as Record<string, unknown>);
     read.push({
       region,
@@ -103,12 +120,11 @@ async function targetsOf(client: pg.Client, region: string): Promise<Map<string,
 }
 
 /** The application's values of a row in `record` form, or a tombstone's key, as JSON; undefined when the table is not what it was. */
-async function imageOf(
-  client: pg.Client,
-  { staging, compiled, rowTypeOid, tombstoneTypeOid }: Target,
-  tombstone: boolean,
-  bytes: Buffer,
-): Promise<string | undefined> {
+async function imageOf(client: pg.Client, target: Target, parked: ParkedBytes): Promise<string | undefined> {
+  const { staging, compiled, rowTypeOid, tombstoneTypeOid } = target;
+  const bytes = fits(target, parked) ? parked.row : await inShape(client, target, parked);
+  if (!bytes) return undefined;
+  const tombstone = parked.kind === 'tombstone';
   const [type, oid] = tombstone ? [compiled.tombstoneType, tombstoneTypeOid] : [compiled.rowType, rowTypeOid];
   const key = staging.table.key.map((name) => `${literal(name)}, r.${ident(name)}`).join(', ');
   const image = tombstone ? `jsonb_build_object(${key})` : imageJson(staging.table, 'r');
@@ -145,6 +161,7 @@ export async function retryParked(
   ids?: readonly string[],
 ): Promise<Retried> {
   const targets = await targetsOf(client, region.name);
+  await reshapeParked(client, [...targets.values()]);
   const foreign = await readForeignKeys(
     client,
     [...targets.values()].map(({ staging }) => staging.table),
@@ -163,13 +180,17 @@ export async function retryParked(
   let left: { id: string; reason: string }[] = [];
   for (let round = 0; round < ROUNDS; round++) {
     const { rows } = await client.query(
-      `select id, table_name, operation, row_bytes from coregent.parked where ${APPLICABLE} and ($1::int8[] is null or id = any ($1)) order by id`,
+      `select id, table_name, operation, row_bytes, columns from coregent.parked where ${APPLICABLE} and ($1::int8[] is null or id = any ($1)) order by id`,
       [ids ?? null],
     );
     left = [];
-    for (const { id, table_name: label, operation, row_bytes: bytes } of rows) {
+    for (const { id, table_name: label, operation, row_bytes: bytes, columns } of rows) {
       const target = targets.get(label);
-      const reason = target ? await tryOne(store, target, operation, bytes) : `${label} is not replicated any more`;
+      const reason = !target
+        ? `${label} is not replicated any more`
+        : fits(target, { kind: operation, columns })
+          ? await tryOne(store, target, operation, bytes)
+          : `it does not fit the columns that ${label} has now`;
       if (reason === undefined) await client.query('delete from coregent.parked where id = $1', [id]);
       else left.push({ id, reason });
     }
@@ -211,13 +232,13 @@ async function tryOne(store: Store, target: Target, kind: Group['kind'], bytes: 
 /** Gives a parked row up: it leaves `coregent.parked` and stays, whole, in the conflict record, whose id is returned. */
 export async function discardParked({ client, region }: OpenRegion, id: string, by: string): Promise<string> {
   const { rows: found } = await client.query(
-    'select table_name, operation, version, reason, row_bytes from coregent.parked where id = $1',
+    'select table_name, operation, version, reason, row_bytes, columns from coregent.parked where id = $1',
     [id],
   );
-  const { table_name: label, operation, version, reason, row_bytes: bytes } = found[0];
+  const { table_name: label, operation, version, reason, row_bytes: bytes, columns } = found[0];
   const target = (await targetsOf(client, region.name)).get(label);
   const table = target?.staging.table;
-  const text = target && (await imageOf(client, target, operation === 'tombstone', bytes));
+  const text = target && (await imageOf(client, target, { kind: operation, row: bytes, columns }));
   // What its table cannot read any more is kept as it came.
   const row = text ?? JSON.stringify({ bytes: (bytes as Buffer).toString('hex') });
   return await transaction(client, async () => {
@@ -229,14 +250,15 @@ export async function discardParked({ client, region }: OpenRegion, id: string, 
           settled_at, settled_by, settled_how)
         values ($1, (select coalesce(jsonb_object_agg(name, $2::jsonb -> name), '{}') from unnest($3::text[]) name), 'parked', $4, 'discard',
           $5, $6, $7, $8, clock_timestamp(), $9, $10)
-        on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
+        on conflict (least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0), rule)
+          where incoming_version <> local_version
         do update set settled_at = excluded.settled_at, settled_by = excluded.settled_by, settled_how = excluded.settled_how
         returning id`,
       [
         label,
         row,
         text === undefined ? [] : table!.key,
-        table?.rule ? ruleText(table.rule) : 'lww',
+        table ? ruleText(table.rule) : 'lww',
         now.version,
         version,
         now.row,

@@ -58,16 +58,21 @@ const COLUMNS = `id, ${iso('recorded_at')} as recorded_at, table_name, key, kind
   local_origin, incoming_origin, ${iso('local_at')} as local_at, ${iso('incoming_at')} as incoming_at, local_row, incoming_row,
   ${iso('settled_at')} as settled_at, settled_by, settled_how, settled_version`;
 
+/** A record's place in the list. */
+export function placeOf({ recorded_at: at, region, id }: ConflictRecord): Cursor {
+  return { at, region, id };
+}
+
 /** The newest records of several regions, in one order: by time, then region, then id. */
 export async function listRecords(open: readonly OpenRegion[], filter: RecordFilter): Promise<ConflictRecord[]> {
   const each = await Promise.all(open.map(({ region, client }) => listOf(client, region.name, filter)));
-  return each.flat().sort(newestFirst).slice(0, filter.limit);
+  return each
+    .flat()
+    .sort((a, b) => newestFirst(placeOf(a), placeOf(b)))
+    .slice(0, filter.limit);
 }
 
 async function listOf(client: Queryable, region: string, filter: RecordFilter): Promise<ConflictRecord[]> {
-  const { after } = filter;
-  // Of records of one moment, those of regions whose names come later are behind the cursor whole.
-  const ids = after && (region === after.region ? after.id : region > after.region ? null : '0');
   const { rows } = await client.query(
     `select ${COLUMNS} from coregent.conflicts c
       where ($1::text is null or c.table_name like $1) and ($2::text[] is null or c.kind = any ($2))
@@ -85,16 +90,22 @@ async function listOf(client: Queryable, region: string, filter: RecordFilter): 
       filter.keyJson ?? null,
       JSON.stringify(filter.key ?? {}),
       filter.unsettled ?? null,
-      after?.at ?? null,
-      ids ?? null,
+      ...behind(filter.after, region),
       filter.limit,
     ],
   );
   return rows.map((row) => ({ region, ...row }));
 }
 
-function newestFirst(a: ConflictRecord, b: ConflictRecord): number {
-  if (a.recorded_at !== b.recorded_at) return a.recorded_at < b.recorded_at ? 1 : -1;
+/** A region's parameters for what is behind the place: the time, and of that moment the number. Of one moment, those of regions whose names come later are behind it whole. */
+export function behind(after: Cursor | undefined, region: string): (string | null)[] {
+  if (!after) return [null, null];
+  return [after.at, region === after.region ? after.id : region > after.region ? null : '0'];
+}
+
+/** The order of a list of several regions. */
+export function newestFirst(a: Cursor, b: Cursor): number {
+  if (a.at !== b.at) return a.at < b.at ? 1 : -1;
   if (a.region !== b.region) return a.region < b.region ? -1 : 1;
   return BigInt(a.id) < BigInt(b.id) ? 1 : -1;
 }

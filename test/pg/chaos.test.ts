@@ -196,8 +196,8 @@ test('records: one that is there twice, and a parked row, are found', async () =
   const record = `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version)
     values ('public.contested', '{"id": 1}', 'insert_exists', 'lww', 'keep', 1, 2)`;
   const park = (table: string, state: string): string =>
-    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-      values (1, 'public.${table}', 'insert', 1, '', '${state}', 'planted')`;
+    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, columns, sqlstate, reason)
+      values (1, 'public.${table}', 'insert', 1, '', '[]', '${state}', 'planted')`;
   const undo = ['truncate coregent.conflict_record', 'truncate coregent.parked'];
   expect(await check()).toBe('');
   // The catalog itself would refuse the second.

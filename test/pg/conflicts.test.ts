@@ -19,6 +19,7 @@ beforeAll(async () => {
       create trigger noted before update on items for each row execute function noted();
       create table pairs (a int, "b c" text, v text, primary key (a, "b c"));
       create table people (id int primary key, age int);
+      create table cities (id int primary key, people int, dropped text, code text);
       create table mails (id int primary key, email text unique, v text);
       create table notes (id int primary key, v text);
       create table posts (id int primary key, likes int, title text, body text)`,
@@ -317,6 +318,13 @@ test('parked rows are listed, shown, tried again and given up', async () => {
     'violates check constraint "grown"',
   );
   expect((await cluster.cli('conflicts', 'list', '--parked')).out).toContain('{"id":15}');
+  const first = await json('list', '--parked', '--limit', '2');
+  expect(first.parked).toEqual(parked.slice(0, 2));
+  const rest = await json('list', '--parked', '--limit', '2', '--after', first.next);
+  expect(rest).toMatchObject({ parked: parked.slice(2), next: null });
+  expect((await cluster.cli('conflicts', 'list', '--parked', '--limit', '1')).out).toMatch(
+    /\nMore: --after \S+,frankfurt,\d+\n$/,
+  );
 
   const vain = await cluster.cli('conflicts', 'settle', '--retry-all');
   expect(vain.code).toBe(3);
@@ -359,6 +367,34 @@ test('parked rows are listed, shown, tried again and given up', async () => {
   ]) {
     expect(await cluster.cli('conflicts', 'settle', ...args), args.join(' ')).toMatchObject({ code: 2, out: '' });
   }
+});
+
+test('a parked row is read and applied although columns of its table were added, dropped and changed since', async () => {
+  await cluster.query('frankfurt', 'alter table cities add constraint grown check (people > 10)');
+  await cluster.query('tokyo', `insert into cities values (1, 5, 'gone', '7'), (2, 6, 'gone', '8')`);
+  await cluster.query('tokyo', 'delete from cities where id = 2');
+  await until(async () => Number(await cluster.value('frankfurt', 'select count(*) from coregent.parked')) >= 1, {
+    what: 'the row to be parked',
+  });
+  for (const region of cluster.regions) {
+    await cluster.query(
+      region,
+      `alter table cities add column country text not null default 'jp', add column mayor text, drop column dropped,
+        alter column code type numeric(6, 2) using code::numeric`,
+    );
+  }
+  const found = (await json('list', '--parked', '--table', 'public.cities')).parked;
+  expect(found.map(({ row }: { row: unknown }) => row)).toContainEqual({
+    ...{ id: 1, people: 5, code: '7.00', country: 'jp', mayor: null },
+  });
+  expect((await cluster.cli('conflicts', 'settle', '--retry-all')).code).toBe(3);
+  await cluster.query('frankfurt', 'alter table cities drop constraint grown');
+  expect((await cluster.cli('conflicts', 'settle', '--retry-all')).code).toBe(0);
+  await cluster.converged();
+  expect((await cluster.query('frankfurt', 'select id, people, code::text, country, mayor from cities')).rows).toEqual([
+    { id: 1, people: 5, code: '7.00', country: 'jp', mayor: null },
+  ]);
+  expect(await cluster.value('frankfurt', 'select count(*)::int from coregent.parked')).toBe(0);
 });
 
 test('of two rows with one unique value the one that was deleted is chosen only by force, which deletes the other', async () => {

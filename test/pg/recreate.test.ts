@@ -119,8 +119,8 @@ test('H5: a table that is dropped everywhere is forgotten by apply, and its rows
   await cluster.everywhere('drop table items');
   await cluster.query(
     'virginia',
-    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, sqlstate, reason)
-      values (1, 'public.items', 'insert', 1, '', '23505', 'it waits for its place')`,
+    `insert into coregent.parked (peer_id, table_name, operation, version, row_bytes, columns, sqlstate, reason)
+      values (1, 'public.items', 'insert', 1, '', '[]', '23505', 'it waits for its place')`,
   );
   const { out } = await cluster.cli('apply');
   for (const region of cluster.regions) {
