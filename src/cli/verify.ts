@@ -4,7 +4,7 @@ import { tableLabel } from '../model/table.ts';
 import { readTables } from '../pg/catalog.ts';
 import { readPaused, sayPaused } from '../pg/paused.ts';
 import { closeRegions, type OpenRegion, openRegions } from '../pg/setup.ts';
-import { type Difference, repair, type TableVerdict, verifyTable } from '../pg/verify.ts';
+import { type Difference, repair, type Seen, type TableVerdict, verifyTable } from '../pg/verify.ts';
 import type { Context } from './context.ts';
 import { table, toJson, visible } from './print.ts';
 
@@ -113,12 +113,31 @@ function summary(verdicts: readonly TableVerdict[], open: readonly OpenRegion[],
 
 function list(differences: readonly Difference[], open: readonly OpenRegion[]): string {
   const lines = differences.slice(0, LISTED).map(({ table: name, key, regions }) => {
-    const sides = regions.map(({ row, version }, index) => {
-      const what = row ? JSON.stringify(row) : version ? 'deleted' : 'missing';
-      return `  ${open[index]!.region.name}: ${visible(what)}`;
-    });
-    return `${visible(name)} ${visible(JSON.stringify(key))}\n${sides.join('\n')}`;
+    const what = differing(regions);
+    const sides = regions.map((seen, index) => `  ${open[index]!.region.name}: ${visible(sideOf(seen, what.hidden))}`);
+    return [`${visible(name)} ${visible(JSON.stringify(key))} ${visible(what.text)}`, ...sides].join('\n');
   });
   if (differences.length > LISTED) lines.push(`… and ${differences.length - LISTED} more; --json lists all.`);
   return lines.join('\n');
+}
+
+/** In what the regions' rows under a key differ, for people, and whether that does not show in their columns. */
+function differing(regions: readonly Seen[]): { readonly text: string; readonly hidden: boolean } {
+  const rows = regions.flatMap(({ row }) => (row ? [row] : []));
+  if (rows.length < regions.length) return { text: 'is not in every region', hidden: false };
+  const differ = <T>(all: readonly T[]): boolean => new Set(all.map((each) => JSON.stringify(each))).size > 1;
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) =>
+    differ(rows.map((row) => row[name])),
+  );
+  if (names.length > 0) return { text: `differs in ${names.join(', ')}`, hidden: false };
+  const version = differ(regions.map((each) => each.version)) ? ['the version'] : [];
+  const state = differ(regions.map((each) => each.state)) ? ['what its rule keeps beside the columns'] : [];
+  const hidden = [...version, ...state].join(' and ') || 'how its values are written';
+  return { text: `has the same values; what differs is ${hidden}`, hidden: true };
+}
+
+function sideOf({ row, version, state }: Seen, hidden: boolean): string {
+  if (!row) return version ? 'deleted' : 'missing';
+  if (!hidden) return JSON.stringify(row);
+  return [JSON.stringify(row), `version ${version}`, ...(state ? [`state ${JSON.stringify(state)}`] : [])].join(', ');
 }

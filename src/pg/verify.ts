@@ -1,7 +1,7 @@
 import type { Config } from '../config.ts';
 import { parseExact } from '../model/json.ts';
 import { LSN_ZERO } from '../model/lsn.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import { OURS, PARENT, STATE, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import { Modules } from '../modules.ts';
 import { ident, literal, qualified } from '../quote.ts';
@@ -23,7 +23,10 @@ export interface Seen {
   /** Null when there is no row. */
   readonly version: string | null;
   readonly hash: string | null;
-  readonly row: unknown;
+  /** The application's columns. */
+  readonly row: Readonly<Record<string, unknown>> | null;
+  /** What the table's rule keeps beside them; null where it keeps nothing. */
+  readonly state: unknown;
 }
 
 /** A key under which regions differ although each has applied all that the others had written. */
@@ -89,7 +92,7 @@ export async function verifyTable(config: Config, open: readonly OpenRegion[], t
       const known = regions.map(({ knows }) => knows).reduce(joinVectors);
       const twins = regions.every(({ knows }) => includes(knows, known));
       if (behind || twins) {
-        const seen = regions.map(({ version, hash, row }) => ({ version, hash, row }));
+        const seen = regions.map(({ version, hash, row, state }) => ({ version, hash, row, state }));
         differences.push({ table: verdict.table, key: before.key, regions: seen });
       } else next.push({ key: before.key, known });
     }
@@ -161,7 +164,7 @@ interface Look extends Seen {
 /** The writes that a row or a tombstone stands for, as JSON: its version, and all before it; or by region, where the rule goes by that. */
 function knows(table: Table): string {
   const version = `t.${ident(VERSION)}`;
-  if (familyOf(table.rule ?? LWW) !== 'versions') return `json_build_object('0', ${version})::text`;
+  if (familyOf(table.rule) !== 'versions') return `json_build_object('0', ${version})::text`;
   return `coregent.row_seen(${version}, t.${ident(PARENT)}, t.${ident(STATE)})::text`;
 }
 
@@ -231,9 +234,9 @@ async function look(open: readonly OpenRegion[], table: Table, keys: readonly Su
       for (const some of chunks(keys)) {
         const tombs = qualified('coregent', tombstoneName(table));
         const { rows } = await client.query(
-          `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, ${knows(table)} as knows, null as hash, null as row from ${tombs} t where ${keyIn(table, some)}
+          `select ${keyJson(table)} as key, t.${ident(VERSION)}::text as version, ${knows(table)} as knows, null as hash, null as row, null as state from ${tombs} t where ${keyIn(table, some)}
           union all
-          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${knows(table)}, ${image(table)}::text, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}] from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
+          select ${keyJson(table)}, t.${ident(VERSION)}::text, ${knows(table)}, ${image(table)}::text, to_jsonb(t.*) - array[${OURS.map(literal).join(', ')}], to_jsonb(t.*) -> ${literal(STATE)} from ${qualified(table.schema, table.name)} t where ${keyIn(table, some)}`,
         );
         // Rows come behind tombstones and take their place: a row that is there is newer than its tombstone.
         for (const { key, knows, ...seen } of rows) {
@@ -246,7 +249,8 @@ async function look(open: readonly OpenRegion[], table: Table, keys: readonly Su
   );
   return keys.map((key) =>
     perRegion.map(
-      (each) => each.get(JSON.stringify(key)) ?? { version: null, hash: null, row: null, knows: NOTHING_SEEN },
+      (each) =>
+        each.get(JSON.stringify(key)) ?? { version: null, hash: null, row: null, state: null, knows: NOTHING_SEEN },
     ),
   );
 }

@@ -10,7 +10,9 @@ beforeAll(async () => {
     tables: `
       create table items (id int primary key, v text, n numeric(10, 2));
       create table accounts (id int, branch int, balance bigint not null, primary key (branch, id));
-      create table deeds (id text primary key, v jsonb);`,
+      create table deeds (id text primary key, v jsonb);
+      create table parts (id int primary key, a text, b text);`,
+    config: { tables: { 'public.*': {}, 'public.parts': { conflict: 'columns' } } },
   });
   await cluster.query('tokyo', `insert into items select n, md5(n::text), n / 7.0 from generate_series(1, ${ROWS}) n`);
   await cluster.query('tokyo', `insert into accounts select n, n % 10, 0 from generate_series(1, 1000) n`);
@@ -44,6 +46,7 @@ test('equal regions are said to be, with their rows counted', async () => {
       { table: 'public.accounts', rows: [1000, 1000, 1000], differences: [], moving: 0 },
       { table: 'public.deeds', rows: [0, 0, 0], differences: [], moving: 0 },
       { table: 'public.items', rows: [ROWS, ROWS, ROWS], differences: [], moving: 0 },
+      { table: 'public.parts', rows: [0, 0, 0], differences: [], moving: 0 },
     ],
   });
   expect(await verify('--table', 'public.deeds')).toMatchObject({ tables: [{ table: 'public.deeds' }] });
@@ -141,4 +144,31 @@ test('a row that was deleted, and is still there in one region, is found and lea
   expect(await verify()).toMatchObject({ code: 3, differing: 1 });
   expect(await verify('--repair')).toMatchObject({ code: 0, repaired: 1 });
   expect(await cluster.value('virginia', `select count(*)::int from deeds where id = 'gone'`)).toBe(0);
+});
+
+test('what differs is said, although it does not show in the columns', async () => {
+  await cluster.query('tokyo', `insert into parts values (1, 'a', 'b'), (2, 'a', 'b')`);
+  await cluster.converged();
+  await cluster.query('tokyo', `update parts set a = 'c'`);
+  await cluster.query('tokyo', `insert into deeds values ('old', '{}')`);
+  await cluster.converged();
+  await plant('frankfurt', `update parts set _coregent_state = null where id = 1`);
+  await plant('virginia', `update parts set a = 'd' where id = 2`);
+  await plant('virginia', `update deeds set _coregent_version = _coregent_version - 128 where id = 'old'`);
+  const { code, out } = await cluster.cli('verify');
+  expect(code).toBe(3);
+  expect(out).toContain(
+    'public.parts {"id":"1"} has the same values; what differs is what its rule keeps beside the columns\n',
+  );
+  expect(out).toMatch(/^ {2}tokyo: \{"a":"c","b":"b","id":1\}, version \d+, state \{.*\}$/m);
+  expect(out).toMatch(/^ {2}frankfurt: \{"a":"c","b":"b","id":1\}, version \d+$/m);
+  expect(out).toContain('public.parts {"id":"2"} differs in a\n');
+  expect(out).toContain('public.deeds {"id":"old"} has the same values; what differs is the version\n');
+  const [parts] = (await verify('--table', 'public.parts')).tables;
+  expect(parts.differences[0].regions.map(({ state }: { state: unknown }) => state === null)).toEqual([
+    false,
+    true,
+    false,
+  ]);
+  expect(await verify('--repair')).toMatchObject({ code: 0, differing: 0 });
 });
