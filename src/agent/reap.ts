@@ -2,7 +2,7 @@ import type pg from 'pg';
 import type { Config, RegionConfig } from '../config.ts';
 import type { Log } from '../log.ts';
 import { CoregentError, classify } from '../model/error.ts';
-import { familyOf, LWW, ruleText } from '../model/rule.ts';
+import { ruleText } from '../model/rule.ts';
 import { deletesName, type Table, tableId, tombstoneName, VERSION } from '../model/table.ts';
 import { pause } from '../pause.ts';
 import { BARRIER_PATIENCE_MS, barrier, writersEnded } from '../pg/barrier.ts';
@@ -110,7 +110,7 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
     // Which rows their tombstones end is for the rule to say, and that may have been changed meanwhile.
     const { rows: same } = await apply.query(
       'select from coregent.tables where table_id = $1 and rule = $2 for share',
-      [tableId(table), ruleText(table.rule ?? LWW)],
+      [tableId(table), ruleText(table.rule)],
     );
     if (same.length === 0) {
       await apply.query('rollback');
@@ -118,12 +118,10 @@ async function removeStable(apply: pg.Client, table: Table, horizon: string): Pr
     }
     await apply.query(compile(table).removeAllBuried);
     // Not taken back with the transaction: whoever inserts, and finds no tombstone any more, must know how much was forgotten.
-    if (familyOf(table.rule ?? LWW) === 'registers') {
-      await apply.query(
-        `select setval($2, greatest(max(x.${ident(VERSION)}), pg_sequence_last_value($2))) from ${tombstones(table)} x where ${stable} having count(*) > 0`,
-        [horizon, qualified('coregent', deletesName(table))],
-      );
-    }
+    await apply.query(
+      `select setval($2, greatest(max(x.${ident(VERSION)}), pg_sequence_last_value($2))) from ${tombstones(table)} x where ${stable} having count(*) > 0`,
+      [horizon, qualified('coregent', deletesName(table))],
+    );
     const { rows } = await apply.query(
       `with gone as (delete from ${tombstones(table)} x where ${stable} returning x.${ident(VERSION)} as version),
         told as (update coregent.tables set reaped = greatest(reaped, (select max(version) from gone))

@@ -1,5 +1,5 @@
-import { type Column, deletesName, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
-import { ident, literal, qualified } from '../quote.ts';
+import { type Column, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
+import { ident, literal } from '../quote.ts';
 import { INTEGERS, isExact, type Layout, layoutOf } from '../resolve/layout.ts';
 import { MERGED, REPLACED_MERGED } from '../resolve/registers.ts';
 import type { RuleStamp } from './stamp.ts';
@@ -27,7 +27,6 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
   const parts = layoutOf(table);
   const replaced = (row: string): string =>
     `case when ${row}.${parent} ${op('=')} ${MERGED} then ${REPLACED_MERGED} else ${row}.${version} end`;
-  const deletes = `${literal(qualified('coregent', deletesName(table)))}::pg_catalog.regclass`;
   const seenIn = (row: string): string => {
     const own = object([[regionOf(`${row}.${version}`), `${row}.${version}`]]);
     const before = `case when ${row}.${parent} ${op('<')} 0 then ${EMPTY} else ${object([[regionOf(`${row}.${parent}`), `${row}.${parent}`]])} end`;
@@ -38,8 +37,6 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
     declare: `
   base pg_catalog.jsonb;
   mark pg_catalog.jsonb;`,
-    // The sequence holds the greatest delete that was forgotten here, once any was: that much is known of every key.
-    noParent: `${op('-')} greatest(pg_catalog.pg_sequence_last_value(${deletes}), 1)`,
     inserted: `${settle(parts, 'new')}
   new.${state} := null;`,
     updated: `${settle(parts, 'old')}

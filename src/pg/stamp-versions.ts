@@ -1,4 +1,4 @@
-import { familyOf, LWW, type Rule } from '../model/rule.ts';
+import { familyOf, type Rule } from '../model/rule.ts';
 import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
@@ -18,6 +18,8 @@ export interface Stamping {
   readonly stampNow: string;
   readonly anyDeletes: string;
   readonly noteDeletes: string;
+  /** The parent of what replaces neither a row nor a delete that is known here. */
+  readonly noParent: string;
   /** The key of a row's last write stays in use where equal keys have other bytes. */
   readonly rekeyed: string;
 }
@@ -33,8 +35,8 @@ export interface Bodies {
  * had seen: the versions that the row stood for, and the key's deletes. It replaces them all.
  */
 export function stampVersions(stamping: Stamping): Bodies | undefined {
-  const { table, region, tombs, stamp, anyDeletes, rekeyed } = stamping;
-  const rule = table.rule ?? LWW;
+  const { table, region, tombs, stamp, anyDeletes, noParent, rekeyed } = stamping;
+  const { rule } = table;
   if (familyOf(rule) !== 'versions') return undefined;
   const keys = table.key.map(ident);
   const keyOf = (row: string): string => keys.map((name) => `${row}.${name}`).join(', ');
@@ -91,7 +93,7 @@ begin
       return new;
     end if;
   end if;
-  new.${parent} := -1;
+  new.${parent} := ${noParent};
   new.${version} := ${stamping.stampNow};
   return new;
 end`,
@@ -125,7 +127,7 @@ begin
   _coregent_buried := null;
   ${lookUp('new')}
   if _coregent_buried is null then
-    new.${parent} := -1;
+    new.${parent} := ${noParent};
     new.${version} := ${stamp('_coregent_stamped')};
     new.${state} := null;
   else

@@ -61,6 +61,9 @@ const OPTIONS: Readonly<Record<Rights, string>> = {
   'owner, pinned': 'security definer set search_path = pg_catalog, pg_temp',
 };
 
+/** What a sequence of deletes counts stays below; versions are far above. */
+const COUNTED = 2 ** 32;
+
 /** How a table is stamped, beside its rule. */
 interface StampingOptions {
   /** A condition under which a row is stamped at all, where apply sessions fire triggers. */
@@ -97,6 +100,10 @@ export function stampingSql(
   // A table without tombstones is not even looked into: a statement costs more than all the rest of the trigger.
   const deletes = `${literal(qualified('coregent', deletesName(table)))}::pg_catalog.regclass`;
   const anyDeletes = `pg_catalog.pg_sequence_last_value(${deletes}) is not null`;
+  // Of an insert, and of a row under its new key, where no tombstone is under the key: none, or, negated, the greatest delete that was
+  // forgotten here, which the sequence holds once any was: that much is known of every key. Before, it counts who began to delete.
+  const lastForgotten = `pg_catalog.pg_sequence_last_value(${deletes})`;
+  const noParent = `case when ${lastForgotten} ${op('>')} ${COUNTED} then ${op('-')} ${lastForgotten} else -1 end`;
   const noteDeletes = `if not (${anyDeletes}) then
     perform pg_catalog.nextval(${deletes});
   end if;`;
@@ -119,7 +126,7 @@ export function stampingSql(
   end if;`;
   };
   const versions = stampVersions({
-    ...{ table, region, tombs, anyDeletes, noteDeletes, rekeyed },
+    ...{ table, region, tombs, anyDeletes, noteDeletes, noParent, rekeyed },
     stamp: (seen) => stamp(region, seen),
     stampNow: stampNow(region),
   });
@@ -170,7 +177,7 @@ begin${rule.inserted}
       return new;
     end if;
   end if;
-  new.${parent} := ${rule.noParent};
+  new.${parent} := ${noParent};
   new.${version} := ${stampNow(region)};
   return new;
 end`,
@@ -225,7 +232,7 @@ begin
   if ${anyDeletes} then
     ${lookUp}
   end if;${bury('old', 'stamped')}
-  new.${parent} := coalesce(buried, ${rule.noParent});
+  new.${parent} := coalesce(buried, ${noParent});
   new.${version} := ${stamp(region, 'greatest(stamped, coalesce(buried, 0))')};${rule.inserted}
   return new;
 end`,

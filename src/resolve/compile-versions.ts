@@ -1,4 +1,3 @@
-import { LWW } from '../model/rule.ts';
 import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal } from '../quote.ts';
 import { arraysOf } from './arrays.ts';
@@ -13,7 +12,7 @@ import { partsOf } from './parts.ts';
  * `lww`. All others are joined under the row's lock, as `jsonb`: an array of versions in their order, each whole, values as texts.
  */
 export function compileVersions(table: Table): Compiled {
-  const rule = table.rule ?? LWW;
+  const { rule } = table;
   const parts = partsOf(table, { burialState: true });
   const { target, tombs, rowType, tombstoneType, rowColumns, tombstoneColumns, hasTexts } = parts;
   const { list, onKey, v, p, first, seen, set, nth, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
@@ -60,7 +59,8 @@ export function compileVersions(table: Table): Compiled {
   const joined = `coregent.versions_join(${versions('t')} || ${versions('s')}, ${seenBy('x')})`;
   const forbidden = `exists (select from ${tombs} x where ${onKey('x', 's')} and ${buries('x', 's')})`;
   const noneRecorded = `select kind, outcome, false, table_name from coregent.conflict_record where false and $1::${tombstoneType}[] is null`;
-  const unseenDelete = `not ${covers(seenBy('x'), 'n.v')} and not ${covers('n.seen', v('x'))}`;
+  // An insert without a parent carries, negated, up to where its region had forgotten deletes, all of which it had seen.
+  const unseenDelete = `not ${covers(seenBy('x'), 'n.v')} and not ${covers('n.seen', v('x'))} and ${v('x')} > - least(${first('s')}, (n.version ->> 'p')::int8)`;
   const missing = `select ${label}, ${keyJson('s')}, 'update_missing', ${named}, 'apply', ${v('x')}, n.v, null, ${image('n.version')}`;
   /** Takes out of rows here what their tombstones have seen; what is left of a row is written anew. `from` has `t` and `x`. */
   const cut = (from: string): string => `with cut as materialized (

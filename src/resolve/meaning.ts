@@ -75,7 +75,7 @@ export function conflict(state: State, write: Write): Conflict | undefined {
     return met(write.kind === 'insert' ? 'insert_exists' : 'update_origin_differs', row, write, order < 0);
   }
   const { tombstone } = state;
-  if (!tombstone || !concurrent(write, tombstone)) return undefined;
+  if (!tombstone || !concurrent(write, tombstone) || forgot(write, tombstone)) return undefined;
   return met('update_missing', tombstone, write, tombstone.version < write.version);
 }
 
@@ -92,6 +92,11 @@ function concurrent(write: Write, local: Register): boolean {
 export function hadSeen(write: Write, local: Register): boolean {
   const { version } = local;
   return version === write.first || version === write.parent || regionOf(version) === regionOf(write.version);
+}
+
+/** Whether the writer had forgotten the delete: an insert without a parent carries, negated, up to which version its region had forgotten deletes, having seen all of them. */
+export function forgot(write: { readonly first: Version }, { version }: { readonly version: Version }): boolean {
+  return version <= -write.first;
 }
 
 function greater<T>(a: T | undefined, b: T | undefined, compare: (a: T, b: T) => number): T | undefined {

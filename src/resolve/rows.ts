@@ -14,6 +14,8 @@ export function compileRows(table: Table): Compiled {
   const keyExact = table.exactKey;
 
   const concurrent = (s: string, t: string): string => `not ${seen(s, t)} and ${p(t)} <> ${v(s)}`;
+  // An insert without a parent carries, negated, up to where its region had forgotten deletes, all of which it had seen.
+  const forgot = (s: string, x: string): string => `(${v(x)} <= - ${first(s)})`;
   // Equal versions with different bytes (a restored backup, rows older than replication) need one winner everywhere.
   const image = (alias: string): string => `row(${list([...user].sort(), alias)})::text collate "C"`;
   // Nearly all rows of one version are the same bytes, which is told faster than their texts.
@@ -31,7 +33,7 @@ export function compileRows(table: Table): Compiled {
   // a small batch then needs no look at counts between its statements and its commit.
   const allApplied = 'select 1 / (count(*) = $2::int8)::int from applied';
   const insertNew = `${fromRows} select ${list(rowColumns, 's')} from ${rows}
-      where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and ${seen('s', 'x')}))
+      where not exists (select from ${tombs} x where ${onKey('x', 's')} and not (${v('x')} < ${v('s')} and (${seen('s', 'x')} or ${forgot('s', 'x')})))
       on conflict ${onlyKey}`;
   const updateSeen = (
     unknown: readonly number[],
@@ -53,7 +55,7 @@ export function compileRows(table: Table): Compiled {
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('t')}
       from ${tombstones} join ${tombs} x on ${onKey('x', 's')} join ${target} t on ${onKey('t', 's')}
-      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} ${only} ${told}`;
+      where ${v('t')} = ${v('s')} and ${concurrent('s', 'x')} and not ${forgot('s', 'x')} ${only} ${told}`;
   const meets = `((${v('t')} <> ${v('s')} and ${concurrent('s', 't')}) or (${twins('t', 's')}))
           and (${asked('$3')} or ${older('t', 's')})`;
   // No column of an application begins with _coregent_: our own names can't meet one.
@@ -96,7 +98,7 @@ export function compileRows(table: Table): Compiled {
       select ${label}, ${keyJson('s')}, 'update_missing', 'lww', case when ${v('x')} < ${v('s')} then 'apply' else 'keep' end,
         ${v('x')}, ${v('s')}, null, ${json('s')}
       from ${rows} join ${tombs} x on ${onKey('x', 's')}
-      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')}
+      where not exists (select from ${target} t where ${onKey('t', 's')}) and ${concurrent('s', 'x')} and not ${forgot('s', 'x')}
         and (${asked('$2')} or ${v('x')} < ${v('s')}) ${told}`,
     joinRows: `with met as materialized (
         select ${list(rowColumns, 's')}, ${keyJson('s')} as _coregent_key, ${v('t')} as _coregent_local, b._coregent_outcome,

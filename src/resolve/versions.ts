@@ -159,7 +159,9 @@ export function conflicts(state: State, write: Write): Conflict[] {
   if (versions.length > 0) {
     return versions.filter((local) => isConcurrent(local, write)).map(({ version }) => met(kind, version));
   }
-  return buried && isConcurrent(buried, write) ? [met('update_missing', buried.version)] : [];
+  return buried && isConcurrent(buried, write) && buried.version > -write.parent
+    ? [met('update_missing', buried.version)]
+    : [];
 }
 
 function isConcurrent(a: Burial, b: Burial): boolean {

@@ -1,10 +1,13 @@
 import fc from 'fast-check';
 import type pg from 'pg';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { expect, it, onTestFinished } from 'vitest';
+import { parseExact } from '../../src/model/json.ts';
+import { LWW, type Rule } from '../../src/model/rule.ts';
 import { Secret } from '../../src/model/secret.ts';
 import { deletesName, tombstoneName } from '../../src/model/table.ts';
 import { makeVersion, microsOf, nextVersion, regionOf, type Version } from '../../src/model/version.ts';
 import { connect } from '../../src/pg/connect.ts';
+import { joinVectors, NOTHING_SEEN, type Vector, withWrite } from '../../src/resolve/vector.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { installRegion } from './region.ts';
 import { attempt, key, SCHEMA, statement, TABLES } from './statements.ts';
@@ -17,18 +20,19 @@ const RUNS = Number(process.env.COREGENT_RUNS ?? 100);
 let database: Database;
 let client: pg.Client;
 
-beforeAll(async () => {
+/** Every table under this rule. */
+async function open(rule: Rule): Promise<void> {
   database = await makeDatabase(0);
   await database.query(SCHEMA);
-  await installRegion(database.url, HERE);
+  await installRegion(database.url, HERE, Object.fromEntries(TABLES.map((table) => [table, rule])));
   client = await connect(new Secret(database.url), 'here', { purpose: 'application' });
   await client.query('set search_path = public');
-});
+}
 
-afterAll(async () => {
+async function close(): Promise<void> {
   await client.end();
   await database.drop();
-});
+}
 
 const deletes = (table: string): string => `coregent.${deletesName({ schema: 'public', name: table })}`;
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
@@ -54,6 +58,8 @@ const turn: fc.Arbitrary<Turn> = fc.oneof(
 interface Stamp {
   readonly version: Version;
   readonly parent: Version;
+  /** By region, what its author had seen, where the rule keeps that. */
+  readonly seen: Vector | undefined;
 }
 interface Known {
   readonly row: (Stamp & { readonly text: string }) | undefined;
@@ -61,19 +67,26 @@ interface Known {
 }
 type Snapshot = Map<string, Known>;
 
-async function look(): Promise<Snapshot> {
+async function look(contexts: boolean): Promise<Snapshot> {
+  const seen = contexts ? 'coregent.row_seen(_coregent_version, _coregent_parent, _coregent_state)::text' : 'null';
   const { rows } = await client.query(
     TABLES.flatMap((table) => [
-      `select '${table} ' || id as key, 'row' as what, _coregent_version::text as version, _coregent_parent::text as parent, t::text as text from ${table} t`,
-      `select '${table} ' || id, 'tombstone', _coregent_version::text, _coregent_parent::text, null from ${tombs(table)}`,
+      `select '${table} ' || id as key, 'row' as what, _coregent_version::text as version, _coregent_parent::text as parent, ${seen} as seen, t::text as text from ${table} t`,
+      `select '${table} ' || id, 'tombstone', _coregent_version::text, _coregent_parent::text, ${seen}, null from ${tombs(table)}`,
     ]).join(' union all '),
   );
   const snapshot: Snapshot = new Map();
-  for (const { key, what, version, parent, text } of rows) {
+  for (const { key, what, version, parent, seen: context, text } of rows) {
     const at = snapshot.get(key) ?? { row: undefined, tombstone: undefined };
-    snapshot.set(key, { ...at, [what]: { version: BigInt(version), parent: BigInt(parent), text } });
+    const vector = context === null ? undefined : vectorOf(context);
+    snapshot.set(key, { ...at, [what]: { version: BigInt(version), parent: BigInt(parent), seen: vector, text } });
   }
   return snapshot;
+}
+
+function vectorOf(json: string): Vector {
+  const entries = Object.entries(parseExact(json) as Record<string, string | number>);
+  return new Map(entries.map(([region, version]) => [Number(region), BigInt(version)]));
 }
 
 async function now(): Promise<bigint> {
@@ -107,8 +120,15 @@ function check(before: Snapshot, after: Snapshot, earliest: bigint, latest: bigi
     fresh(is.row, buriedNow ? [is.tombstone!.version] : []);
     expect(is.row.parent, `${id}: the parent is what was replaced`).toBe(replaced);
     if (is.tombstone) expect(is.row.version > is.tombstone.version, `${id}: a live row is newer`).toBe(true);
+    if (is.row.seen) {
+      const all = [was.row, was.tombstone, buriedNow ? is.tombstone : undefined].flatMap((each) => each?.seen ?? []);
+      const context = withWrite(all.reduce(joinVectors, NOTHING_SEEN), is.row.version);
+      expect(lined(is.row.seen), `${id}: it has seen what was here, itself, and nothing else`).toEqual(lined(context));
+    }
   }
 }
+
+const lined = (vector: Vector): string[] => [...vector].map(([region, version]) => `${region} ${version}`).sort();
 
 async function prepare(leftovers: readonly { table: string; id: number; kind: string; version: Version }[]) {
   const rows = new Map(leftovers.map((each) => [`${each.table} ${each.id}`, each]));
@@ -120,7 +140,10 @@ async function prepare(leftovers: readonly { table: string; id: number; kind: st
       ...[...rows.values()].flatMap(({ table, id, kind, version }) => {
         const buried = kind === 'tombstone' || kind === 'both';
         const burying = buried
-          ? [`select nextval('${deletes(table)}')`, `insert into ${tombs(table)} values (${id}, ${version}, 0)`]
+          ? [
+              `select nextval('${deletes(table)}')`,
+              `insert into ${tombs(table)} (id, _coregent_version, _coregent_parent) values (${id}, ${version}, 0)`,
+            ]
           : [];
         if (kind === 'tombstone') return burying;
         const stamp = kind === 'before' ? 0n : buried ? version + 128n : version;
@@ -134,48 +157,57 @@ async function prepare(leftovers: readonly { table: string; id: number; kind: st
   );
 }
 
-it('whatever an application does, versions of a key grow, are ours, name what they replaced, and outlive the row', async () => {
-  const met = { rows: 0, tombstones: 0 };
-  await fc.assert(
-    fc.asyncProperty(
-      fc.array(left, { maxLength: 6 }),
-      fc.array(turn, { minLength: 1, maxLength: 25, size: 'max' }),
-      async (leftovers, turns) => {
-        await prepare(leftovers);
-        let depth: 'none' | 'transaction' | 'savepoint' = 'none';
-        try {
-          for (const next of turns) {
-            if (typeof next !== 'string') {
-              const before = await look();
-              const earliest = await now();
-              await attempt(client, next.sql, depth !== 'none');
-              const latest = await now();
-              const after = await look();
-              check(before, after, earliest, latest);
-              for (const { row, tombstone } of after.values()) {
-                met.rows += Number(row !== undefined);
-                met.tombstones += Number(tombstone !== undefined);
+it.each([
+  ['whole rows', LWW, RUNS],
+  ['versions side by side', { conflict: 'siblings', columns: {} } as const, Math.ceil(RUNS / 3)],
+])(
+  'whatever an application does, versions of a key grow, are ours, name what they replaced, and outlive the row: %s',
+  async (_, rule, runs) => {
+    await open(rule);
+    onTestFinished(close);
+    const contexts = rule !== LWW;
+    const met = { rows: 0, tombstones: 0 };
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(left, { maxLength: 6 }),
+        fc.array(turn, { minLength: 1, maxLength: 25, size: 'max' }),
+        async (leftovers, turns) => {
+          await prepare(leftovers);
+          let depth: 'none' | 'transaction' | 'savepoint' = 'none';
+          try {
+            for (const next of turns) {
+              if (typeof next !== 'string') {
+                const before = await look(contexts);
+                const earliest = await now();
+                await attempt(client, next.sql, depth !== 'none');
+                const latest = await now();
+                const after = await look(contexts);
+                check(before, after, earliest, latest);
+                for (const { row, tombstone } of after.values()) {
+                  met.rows += Number(row !== undefined);
+                  met.tombstones += Number(tombstone !== undefined);
+                }
+              } else if (next === 'begin') {
+                if (depth === 'none') await client.query('begin');
+                if (depth === 'none') depth = 'transaction';
+              } else if (next === 'savepoint') {
+                if (depth !== 'none') await client.query('savepoint mine');
+                if (depth !== 'none') depth = 'savepoint';
+              } else if (next === 'rollback to savepoint') {
+                if (depth === 'savepoint') await client.query('rollback to savepoint mine');
+              } else {
+                if (depth !== 'none') await client.query(next);
+                depth = 'none';
               }
-            } else if (next === 'begin') {
-              if (depth === 'none') await client.query('begin');
-              if (depth === 'none') depth = 'transaction';
-            } else if (next === 'savepoint') {
-              if (depth !== 'none') await client.query('savepoint mine');
-              if (depth !== 'none') depth = 'savepoint';
-            } else if (next === 'rollback to savepoint') {
-              if (depth === 'savepoint') await client.query('rollback to savepoint mine');
-            } else {
-              if (depth !== 'none') await client.query(next);
-              depth = 'none';
             }
+          } finally {
+            if (depth !== 'none') await client.query('rollback');
           }
-        } finally {
-          if (depth !== 'none') await client.query('rollback');
-        }
-      },
-    ),
-    { numRuns: RUNS },
-  );
-  expect(met.rows).toBeGreaterThan(0);
-  expect(met.tombstones).toBeGreaterThan(0);
-});
+        },
+      ),
+      { numRuns: runs },
+    );
+    expect(met.rows).toBeGreaterThan(0);
+    expect(met.tombstones).toBeGreaterThan(0);
+  },
+);
