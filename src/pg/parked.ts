@@ -8,6 +8,7 @@ import type { Modules } from '../modules.ts';
 import { Batch, type Group } from '../pipe/batch.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
+import { ONE_MEETING } from '../resolve/parts.ts';
 import { imageJson } from '../resolve/staged.ts';
 import { readTables } from './catalog.ts';
 import { transaction } from './connect.ts';
@@ -250,8 +251,7 @@ export async function discardParked({ client, region }: OpenRegion, id: string, 
           settled_at, settled_by, settled_how)
         values ($1, (select coalesce(jsonb_object_agg(name, $2::jsonb -> name), '{}') from unnest($3::text[]) name), 'parked', $4, 'discard',
           $5, $6, $7, $8, clock_timestamp(), $9, $10)
-        on conflict (least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0), rule)
-          where incoming_version <> local_version
+        on conflict ${ONE_MEETING}
         do update set settled_at = excluded.settled_at, settled_by = excluded.settled_by, settled_how = excluded.settled_how
         returning id`,
       [

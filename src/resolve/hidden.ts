@@ -1,8 +1,8 @@
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import { PARENT, STATE, type Table, VERSION } from '../model/table.ts';
 import { ident, literal } from '../quote.ts';
 import { arraysOf } from './arrays.ts';
-import { partsOf } from './parts.ts';
+import { ONE_MEETING, partsOf } from './parts.ts';
 import { imageJson } from './staged.ts';
 
 /**
@@ -10,7 +10,7 @@ import { imageJson } from './staged.ts';
  * keeps no versions; undefined where the rule keeps none. The row that is shown stays, and so is the local side.
  */
 export function recordHidden(table: Table): string | undefined {
-  const rule = table.rule ?? LWW;
+  const { rule } = table;
   if (familyOf(rule) !== 'versions') return undefined;
   const parts = partsOf(table, { burialState: true });
   const { image } = arraysOf(table, rule, parts);
@@ -24,8 +24,8 @@ export function recordHidden(table: Table): string | undefined {
     select ${label}, ${keyJson('t')}, 'update_origin_differs', ${literal(rule.conflict)}, 'keep', ${shown}, e.v, ${imageJson(table, 't')}, ${image('e.version')}
     from ${target} t cross join lateral (select (value ->> 'v')::int8 as v, value as version from jsonb_array_elements(${state} -> 'set')) e
     where ${p('t')} = -2 and ${beside}
-    on conflict (incoming_version, local_version, table_name, md5(key::text)) where incoming_version <> local_version
-    do update set outcome = excluded.outcome`;
+    on conflict ${ONE_MEETING}
+    do update set outcome = case when conflict_record.local_version = excluded.local_version then 'keep' else 'apply' end`;
 }
 
 /**
@@ -34,7 +34,7 @@ export function recordHidden(table: Table): string | undefined {
  */
 export function flatten(table: Table, { merges }: { readonly merges: boolean }): string[] {
   const { target, tombs } = partsOf(table);
-  if (familyOf(table.rule ?? LWW) === 'rows') return [];
+  if (familyOf(table.rule) === 'rows') return [];
   return [
     ...(merges ? [`update ${target} set ${ident(PARENT)} = -1 where ${ident(PARENT)} = -2`] : []),
     `alter table ${target} drop column if exists ${ident(STATE)}`,

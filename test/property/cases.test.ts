@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { tombstoneName } from '../../src/model/table.ts';
+import { deletesName, tombstoneName } from '../../src/model/table.ts';
 import { makeVersion, regionOf } from '../../src/model/version.ts';
 import { until } from '../world/until.ts';
 import { isBlocked, openRegions, openSession, type TestRegion, type TestRegions } from './link.ts';
@@ -12,7 +12,8 @@ const SCHEMA = `
   create table seats (id int primary key, pos int unique, big text);
   alter table seats alter column big set storage external;
   create table odd (stamped int, x text, s int, t int, u int, outcome text, local_version text, local_row text,
-    incoming_row text, met text, old text, new text, excluded text, buried text, gone text, primary key (stamped, x))`;
+    incoming_row text, met text, old text, new text, excluded text, buried text, gone text, primary key (stamped, x));
+  create table carts (id int primary key, v text)`;
 
 /** A value that PostgreSQL keeps out of line, so that updates that do not touch it do not send it. */
 const long = (letter: string): string => `repeat('${letter}', 4000)`;
@@ -20,7 +21,7 @@ const NOTES = `select coalesce(string_agg(concat_ws(' ', id, v, left(big, 1)), '
 const SEATS = `select coalesce(string_agg(concat_ws(' ', id, pos, left(big, 1)), ', ' order by id), '') from seats`;
 
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
-const ALL = ['notes', 'seats', 'odd'].flatMap((table) => [`public.${table}`, tombs(table)]);
+const ALL = ['notes', 'seats', 'odd', 'carts'].flatMap((table) => [`public.${table}`, tombs(table)]);
 
 let world: TestRegions;
 let tokyo: TestRegion;
@@ -28,7 +29,7 @@ let frankfurt: TestRegion;
 let virginia: TestRegion;
 
 beforeAll(async () => {
-  world = await openRegions(SCHEMA, 3);
+  world = await openRegions(SCHEMA, 3, { carts: { conflict: 'siblings', columns: {} } });
   [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
 });
 afterAll(() => world[Symbol.asyncDispose]());
@@ -588,4 +589,55 @@ it('D9: what a TRUNCATE with an old snapshot did not see is buried too', async (
   await session.query('truncate notes').catch(() => {});
   await session.query('commit');
   await settle(tokyo, frankfurt);
+});
+
+describe('the conflict record', () => {
+  it.each(['notes', 'carts'])(
+    'INV-X: two writes that meet again the other way round are one conflict (%s)',
+    async (table) => {
+      await tokyo.sql(`insert into ${table} (id, v) values (1, 'both'), (2, 'both')`);
+      await settle(tokyo, frankfurt, virginia);
+      await tokyo.sql(`update ${table} set v = 'tokyo' where id = 1`);
+      await frankfurt.sql(`update ${table} set v = 'frankfurt'`);
+      await tokyo.sql(`delete from ${table} where id = 2`);
+      await virginia.pull(tokyo);
+      await virginia.pull(frankfurt);
+      const records = await virginia.conflicts();
+      expect(records).toHaveLength(2);
+      // Copied after they were streamed: now what came second is here, and what came first comes again.
+      for (const from of [tokyo, frankfurt, tokyo, frankfurt]) await virginia.join(from, table);
+      expect(await virginia.conflicts()).toEqual(records);
+      await settle(tokyo, frankfurt, virginia);
+    },
+  );
+
+  it.each(['notes', 'carts'])(
+    'INV-X: an insert after a delete that its region has forgotten meets none where it is remembered (%s)',
+    async (table) => {
+      await tokyo.sql(`insert into ${table} (id, v) values (1, 'first'), (2, 'first')`);
+      await settle(tokyo, frankfurt, virginia);
+      await frankfurt.sql(`delete from ${table}`);
+      await settle(tokyo, frankfurt, virginia);
+      // As a region reaps what all have confirmed.
+      const deletes = `coregent.${deletesName({ schema: 'public', name: table })}`;
+      await tokyo.sql(
+        `select setval('${deletes}', max(_coregent_version)) from ${tombs(table)}; delete from ${tombs(table)}`,
+      );
+      await tokyo.sql(`insert into ${table} (id, v) values (1, 'again')`);
+      await tokyo.sql(
+        `insert into ${table} (id, v) values (2, 'again'); update ${table} set v = 'and later' where id = 2`,
+      );
+      await virginia.pull(tokyo);
+      await frankfurt.pull(tokyo, 1);
+      for (const region of [virginia, frankfurt]) {
+        expect(await region.conflicts()).toEqual([]);
+        expect(await region.value(`select string_agg(v, ', ' order by id) from ${table}`)).toBe('again, and later');
+      }
+      // One that it has not heard of is met.
+      await virginia.sql(`insert into ${table} (id, v) values (3, 'here'); delete from ${table} where id = 3`);
+      await tokyo.sql(`insert into ${table} (id, v) values (3, 'there')`);
+      await virginia.pull(tokyo);
+      expect(await virginia.conflicts()).toEqual(['update_missing apply']);
+    },
+  );
 });

@@ -359,6 +359,13 @@ export function collapse(messages: readonly Message[]): Map<number, { tombstone?
 
 export type KeyedConflict = Conflict & { readonly key: number };
 
+/** What two meetings have alike that are one, whichever write came second. */
+export function meetingOf({ key, localVersion, incomingVersion }: Omit<KeyedConflict, 'kind' | 'outcome'>): string {
+  const [less, greater] =
+    localVersion < incomingVersion ? [localVersion, incomingVersion] : [incomingVersion, localVersion];
+  return `${key} ${less} ${greater}`;
+}
+
 /** The conflicts that a region's database must record while it goes through its events. A streamed transaction shares no batch with another. */
 export function expectedConflicts(
   played: Played,
@@ -376,13 +383,8 @@ export function expectedConflicts(
     const state = states.get(key) ?? UNKNOWN;
     const met = conflict(state, write);
     // What meets the same write again is recorded once; rows older than replication have no versions to tell them by.
-    const twice = found.some(
-      (each) =>
-        each.key === key &&
-        each.localVersion === met?.localVersion &&
-        each.incomingVersion === met.incomingVersion &&
-        each.localVersion !== each.incomingVersion,
-    );
+    const named = met && meetingOf({ ...met, key });
+    const twice = met?.localVersion !== met?.incomingVersion && found.some((each) => meetingOf(each) === named);
     if (met && !twice) found.push({ ...met, key });
     learn(key, write);
   };

@@ -2,7 +2,7 @@ import pg from 'pg';
 import { laterLsn, parseLsn } from '../../src/model/lsn.ts';
 import { makeFetch } from '../../src/pg/fetch.ts';
 import { joinTable } from '../../src/pg/join.ts';
-import { mendRegion } from '../../src/pg/mend.ts';
+import { ANY_TO_MEND, mendRegion } from '../../src/pg/mend.ts';
 import type { Receipt } from '../../src/pg/receipt.ts';
 import { router } from '../../src/pg/route.ts';
 import type { Store } from '../../src/pg/store.ts';
@@ -19,6 +19,8 @@ export interface TestRegion {
   readonly id: number;
   readonly database: Database;
   readonly applier: Applier;
+  /** Whether its server says on demand where decoding may begin: PostgreSQL 16 and later. */
+  readonly snapshots: boolean;
   /** Where its WAL stood behind the last statements that it was told to run. */
   written: string;
   /** Runs statements as an application; several at once are one transaction. */
@@ -80,6 +82,7 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
   await database.query(schema);
   await installRegion(database.url, id, rules);
   const applier = await openApplier(database.url);
+  const server = await database.query(`select current_setting('server_version_num')::int as version`);
   const stores = new Map<TestRegion, Store>();
   let joins = 0;
   /** Where the WAL of each other region stood when it was pulled last. */
@@ -88,6 +91,7 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
     id,
     database,
     applier,
+    snapshots: server.rows[0].version >= 160_000,
     written: '0/0',
     async sql(text) {
       const result = await database.query(text);
@@ -116,6 +120,8 @@ async function openRegion(schema: string, id: number, rules: Rules): Promise<Tes
       await joinTable(from.applier.client, applier.store(), target, known && { known });
     },
     async mend(all, away = [], cutAt = Number.POSITIVE_INFINITY) {
+      // As the agent does, which looks for that first.
+      if ((await region.value(`select ${ANY_TO_MEND}`)) === 'false') return false;
       const others = all.filter((each) => each !== region);
       const client = await openSession(region);
       await client.query(`set search_path = pg_catalog, pg_temp`);
@@ -181,6 +187,8 @@ function cutAfter(client: pg.Client, queries: number): () => boolean {
 export async function pull(from: TestRegion, to: TestRegion, store: Store, rows = 10_000): Promise<Pulled> {
   // Only what is flushed is decoded, and what applies commits asynchronously: a commit that waits flushes all before it.
   await from.database.query(`select pg_logical_emit_message(true, 'flush', '')`);
+  // Else each look would begin far back, in what other tests have written to the server.
+  if (from.snapshots) await from.database.query('select pg_log_standby_snapshot()');
   const { rows: messages } = await from.database.query(
     `select data from pg_logical_slot_get_binary_changes($1, null, null, 'proto_version', '1', 'publication_names', 'coregent', 'binary', 'true')`,
     [slotOf(from, to)],

@@ -26,9 +26,23 @@ const SCHEMA = `
   create table plots_all partition of plots for values with (modulus 1, remainder 0);
   create table spots (id int primary key, parent int references spots on delete cascade);`;
 
-const TABLES = `users orders lines marks bills notes logins countries cities streets trips areas plots spots`.split(
-  ' ',
-);
+const MORE = `
+  create collation folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+  create table names (id int primary key, name text collate folded unique);
+  create table grid (id int primary key, x int, y int, unique nulls not distinct (x, y));
+  create function slugged() returns trigger language plpgsql as 'begin new.slug := lower(new.title); return new; end';
+  create table pages (id int primary key, title text, slug text unique);
+  create trigger slugged before insert or update on pages for each row execute function slugged();
+  create table seats (hall int, id int, place text, primary key (hall, id), unique (hall, place)) partition by list (hall);
+  create table seats_1 partition of seats for values in (1);
+  create table seats_2 partition of seats for values in (2);
+  create table codes (id int primary key, code text not null unique);
+  create table uses (id int primary key, code text references codes (code) on update cascade);`;
+
+const TABLES =
+  `users orders lines marks bills notes logins countries cities streets trips areas plots spots names grid pages seats codes uses`.split(
+    ' ',
+  );
 const tombs = (table: string): string => `coregent.${tombstoneName({ schema: 'public', name: table })}`;
 const ALL = TABLES.flatMap((table) => [`public.${table}`, tombs(table)]);
 
@@ -38,7 +52,7 @@ let frankfurt: TestRegion;
 let virginia: TestRegion;
 
 beforeAll(async () => {
-  world = await openRegions(SCHEMA, 3);
+  world = await openRegions(SCHEMA + MORE, 3);
   [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
 });
 afterAll(() => world[Symbol.asyncDispose]());
@@ -137,6 +151,50 @@ describe('unique keys', () => {
     await frankfurt.sql(`insert into users values (3, '3', 'ADA', 1), (4, '4', 'BOB', null), (5, '5', 'ada', 9)`);
     await settleAll();
     expect(await virginia.value(USERS)).toBe('1 1 Ada, 2 2 Bob, 5 5 ada');
+  });
+
+  it.each([
+    ['nulls not distinct', 'grid', `(1, null, 5)`, `(2, null, 5), (3, null, 6)`, '1 3'],
+    ['a collation for which ADA is ada', 'names', `(1, 'Ada')`, `(2, 'ADA'), (3, 'Bob')`, '1 3'],
+    ['a value that a trigger fills in', 'pages', `(1, 'A Page')`, `(2, 'a page'), (3, 'another')`, '1 3'],
+    ['between partitions', 'seats', `(1, 1, 'A'), (2, 5, 'A')`, `(1, 2, 'A'), (2, 4, 'B')`, '1 4 5'],
+  ])('B7: unique keys of every kind are settled alike: %s', async (_, table, one, other, left) => {
+    await tokyo.sql(`insert into ${table} values ${one}`);
+    await frankfurt.sql(`insert into ${table} values ${other}`);
+    await settleAll();
+    expect(await virginia.value(`select string_agg(id::text, ' ' order by id) from ${table}`)).toBe(left);
+    expect(await records(frankfurt, `kind, rule, outcome, key ->> 'id'`)).toEqual(['insert_exists unique apply 2']);
+  });
+
+  it('INV-X: who lost is recorded once in a region, however often the other row changes meanwhile', async () => {
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo')`);
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt')`);
+    await virginia.pull(frankfurt);
+    for (const name of ['tokyo', 'again', 'and again']) {
+      await tokyo.sql(`update users set name = '${name}'`);
+      await virginia.pull(tokyo);
+      await virginia.mend(world.regions);
+      await virginia.mend(world.regions);
+    }
+    await settleAll();
+    for (const region of world.regions) {
+      expect(await records(region, `rule, key ->> 'id', local_version & 127, incoming_version & 127`)).toHaveLength(1);
+    }
+  });
+
+  it('INV-L, INV-X: whoever finds both rows records it, whoever hears of the delete first has no conflict', async () => {
+    await frankfurt.sql(`insert into users values (2, 'a@x', 'frankfurt'), (3, 'b@x', 'three')`);
+    await tokyo.sql(`insert into users values (1, 'a@x', 'tokyo')`);
+    await virginia.pull(frankfurt);
+    await frankfurt.pull(tokyo);
+    await frankfurt.mend(world.regions);
+    // Virginia sees the loser come and go, and then the other row.
+    await virginia.pull(frankfurt);
+    await virginia.pull(tokyo);
+    expect(await virginia.value(USERS)).toBe('1 a@x tokyo, 3 b@x three');
+    await settleAll();
+    const mine = await Promise.all(world.regions.map((each) => records(each, `key ->> 'id', outcome`)));
+    expect(mine).toEqual([[], ['2 apply'], []]);
   });
 
   it('B18: a value that is given up elsewhere, unheard of here, is nobody’s loss', async () => {
@@ -308,6 +366,29 @@ describe('foreign keys', () => {
         `select string_agg(a.id || name || p.id, ' ') from areas a left join plots p on area = a.id`,
       ),
     ).toBe('11eleven1');
+  });
+
+  it('a foreign key that refers to a unique value which is not the key: the parent is written again', async () => {
+    await tokyo.sql(`insert into codes values (1, 'a'), (2, 'b')`);
+    await settleAll();
+    await tokyo.sql('delete from codes');
+    await frankfurt.sql(`insert into uses values (1, 'a')`);
+    await settleAll();
+    expect(
+      await virginia.value(`select string_agg(c.id || code || u.id, ' ') from codes c join uses u using (code)`),
+    ).toBe('1a1');
+    expect(await virginia.value('select count(*) from codes')).toBe('1');
+  });
+
+  it('on update: what referred when it changed follows, and what another region added meanwhile keeps the old value', async () => {
+    await tokyo.sql(`insert into codes values (1, 'a'); insert into uses values (1, 'a')`);
+    await settleAll();
+    await tokyo.sql(`update codes set code = 'z'`);
+    await frankfurt.sql(`insert into uses values (2, 'a')`);
+    await settleAll();
+    expect(await virginia.value(`select string_agg(id || code, ' ' order by id) from uses`)).toBe('1z 2a');
+    await frankfurt.sql('delete from uses where id = 2');
+    await settleAll();
   });
 
   it('B15: a composite key with MATCH FULL, of which one column is set null', async () => {

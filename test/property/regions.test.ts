@@ -11,16 +11,22 @@ const RUNS = Number(process.env.COREGENT_RUNS ?? 30);
 const SEATS = `create table seats (id int primary key, pos int unique, big text); alter table seats alter column big set storage external`;
 
 let world: TestRegions;
+/** The same tables, of which some keep versions side by side. */
+let beside: TestRegions;
 const sessions = new Map<TestRegion, pg.Client>();
 
 beforeAll(async () => {
   world = await openRegions(`${SCHEMA}; ${SEATS}`, 3);
-  for (const region of world.regions) sessions.set(region, await openSession(region));
+  const siblings = { conflict: 'siblings', columns: {} } as const;
+  const rules = { items: { conflict: 'fww', columns: {} }, owners: siblings, things: siblings } as const;
+  beside = await openRegions(`${SCHEMA}; ${SEATS}`, 3, rules);
+  for (const region of [...world.regions, ...beside.regions]) sessions.set(region, await openSession(region));
 });
 
 afterAll(async () => {
   for (const session of sessions.values()) await session.end();
   await world[Symbol.asyncDispose]();
+  await beside[Symbol.asyncDispose]();
 });
 
 const between = fc
@@ -53,7 +59,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 const tombs = [...TABLES, 'seats'].map((name) => `coregent.${tombstoneName({ schema: 'public', name })}`);
 const PUBLIC = [...TABLES, 'seats'].map((name) => `public.${name}`);
 
-async function forgetEverything(): Promise<void> {
+async function forgetEverything(world: TestRegions): Promise<void> {
   for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
   const all = [...PUBLIC, ...tombs, 'coregent.conflict_record', 'coregent.parked'];
   // As if nothing had ever been: a session that applies leaves no tombstones.
@@ -74,12 +80,13 @@ async function contentOf(region: TestRegion): Promise<string[]> {
   return rows.map(({ line }) => line).sort();
 }
 
-/** The version that each row shows, as `table key version`. */
+/** The versions that each row shows or keeps, as `table key version`. */
 async function writesOf(region: TestRegion): Promise<Set<string>> {
   const { rows } = await region.sql(
-    PUBLIC.map((table) => `select concat_ws(' ', '${table}', id, _coregent_version) as write from ${table}`).join(
-      ' union all ',
-    ),
+    PUBLIC.map(
+      (table) => `select concat_ws(' ', '${table}', id, coalesce(s ->> 'v', _coregent_version::text)) as write
+        from ${table} t left join jsonb_array_elements(to_jsonb(t) -> '_coregent_state' -> 'set') s on true`,
+    ).join(' union all '),
   );
   return new Set(rows.map(({ write }) => write));
 }
@@ -98,13 +105,17 @@ async function write(region: TestRegion, statements: readonly string[]): Promise
   await session.query('commit');
 }
 
-it(
-  'whatever applications do in three regions, all end with the same rows, and no write is lost without a record',
-  async () => {
+it.each([
+  ['whole rows', () => world, RUNS],
+  ['versions side by side', () => beside, Math.ceil(RUNS / 3)],
+] as const)(
+  'whatever applications do in three regions, all end with the same rows, and no write is lost without a record: %s',
+  async (_, regions, runs) => {
+    const world = regions();
     let recorded = 0;
     await fc.assert(
       fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 25, size: 'max' }), async (steps) => {
-        await forgetEverything();
+        await forgetEverything(world);
         const written = new Set<string>();
         const replaced = new Set<string>();
         for (const next of steps) {
@@ -121,8 +132,11 @@ it(
             else for (const table of TABLES) await to.join(from, table);
           }
         }
-        for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
-
+        for (let did = true; did; ) {
+          for (const to of world.regions) for (const from of world.regions) if (from !== to) await to.pull(from);
+          did = false;
+          for (const each of world.regions) did = (await each.mend(world.regions)) !== false || did;
+        }
         const contents = await Promise.all(world.regions.map(contentOf));
         for (const content of contents) expect(content).toEqual(contents[0]);
         const records = (await Promise.all(world.regions.map(recordsOf))).flat();
@@ -132,9 +146,9 @@ it(
         for (const region of world.regions)
           expect(await region.value('select count(*) from coregent.parked')).toBe('0');
       }),
-      { numRuns: RUNS },
+      { numRuns: runs },
     );
-    expect(recorded).toBeGreaterThan(RUNS);
+    expect(recorded).toBeGreaterThan(runs);
   },
   Math.max(400_000, RUNS * 3_000),
 );
@@ -194,7 +208,7 @@ it(
     });
     await fc.assert(
       fc.asyncProperty(rounds, async (given) => {
-        await forgetEverything();
+        await forgetEverything(world);
         for (const [transactions, rows] of given) {
           for (const statements of transactions) await write(tokyo, statements);
           await frankfurt.pull(tokyo, rows);
@@ -210,7 +224,7 @@ it(
 );
 
 it('B5: rows that come ahead of what another region did to make room for them take their places once that is there', async () => {
-  await forgetEverything();
+  await forgetEverything(world);
   const [tokyo, frankfurt, virginia] = world.regions as [TestRegion, TestRegion, TestRegion];
   const parked = (): Promise<string | null> => virginia.value('select count(*) from coregent.parked');
   await write(tokyo, ['insert into seats values (1, 1), (2, 2), (3, 3), (4, 4)']);

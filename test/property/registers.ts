@@ -32,7 +32,7 @@ import { documentOf, editText } from '../../src/text.ts';
 import { type Database, makeDatabase } from '../world/database.ts';
 import { docChanges, parseDoc } from './documents.ts';
 import { begin, type Cell, commit, insert, ROWS, relation, TOMBSTONES, update } from './encode.ts';
-import { REGIONS, type Region } from './history.ts';
+import { meetingOf, REGIONS, type Region } from './history.ts';
 import { type Applier, applyPatiently, installRegion, openApplier } from './region.ts';
 
 /**
@@ -410,7 +410,7 @@ class Place {
     met: { kind: string; outcome: string; localVersion: Version; incomingVersion: Version } | undefined,
   ): void {
     if (met) {
-      const name = `${key} ${met.localVersion} ${met.incomingVersion}`;
+      const name = meetingOf({ key, ...met });
       if (!this.#met.has(name) || met.localVersion === met.incomingVersion) {
         this.expected.push(
           `key ${key}, ${met.kind}, ${met.outcome}, local ${met.localVersion}, incoming ${met.incomingVersion}`,

@@ -24,6 +24,7 @@ import {
   collapse,
   histories,
   imageOf,
+  meetingOf,
   REGIONS,
   type Region,
   textOf,
@@ -191,13 +192,8 @@ function expectedConflicts(played: Played, region: Region, streamed: boolean): s
   const learn = (key: number, state: State): void => void states.set(key, join(known(key), state));
   const meet = (key: number, ...writes: (Message | Parameters<typeof stateOf>[0])[]): void => {
     for (const met of writes.flatMap((write) => conflicts(known(key), write))) {
-      const twice = found.some(
-        (each) =>
-          each.key === key &&
-          each.localVersion === met.localVersion &&
-          each.incomingVersion === met.incomingVersion &&
-          each.localVersion !== each.incomingVersion,
-      );
+      const named = meetingOf({ ...met, key });
+      const twice = met.localVersion !== met.incomingVersion && found.some((each) => meetingOf(each) === named);
       if (!twice) found.push({ ...met, key });
     }
     for (const write of writes) learn(key, stateOf(write));
