@@ -143,10 +143,11 @@ test('rules are changed in every direction while all regions write: no write fai
   const hidden = shown === 'tokyo' ? 'frankfurt' : 'tokyo';
   const { rows: kept } = await cluster.query(
     'tokyo',
-    `select local_row ->> 'items' as local, incoming_row ->> 'items' as incoming from coregent.conflicts
-      where table_name = 'public.drafts' and key = '{"id": 7}' and outcome = 'keep'`,
+    `select case outcome when 'keep' then local_row when 'apply' then incoming_row end ->> 'items' as stays,
+        case outcome when 'keep' then incoming_row when 'apply' then local_row end ->> 'items' as goes
+      from coregent.conflicts where table_name = 'public.drafts' and key = '{"id": 7}'`,
   );
-  expect(kept).toEqual([{ local: shown, incoming: hidden }]);
+  expect(kept).toEqual([{ stays: shown, goes: hidden }]);
   expect(await eachRegion(cluster, 'select count(*)::int from carts where id = 8')).toEqual([0, 0, 0]);
 
   const base = await cluster.value('tokyo', `select n from likes where id = ${SHARED}`);
