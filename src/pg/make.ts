@@ -48,7 +48,7 @@ export async function makeRows(
     const [read] = await must([{ text: making.read, values: [`[${some.join(',')}]`] }]);
     const rows = read!.rows.map(([key, of]): Unmade => ({ key: key!, of: of! }));
     const made =
-      table.rule?.conflict === 'custom' ? await demand(deciders, table).make(table, rows) : rows.map(mergedBy(table));
+      table.rule.conflict === 'custom' ? await demand(deciders, table).make(table, rows) : rows.map(mergedBy(table));
     const written = rows.map(({ key }, index) => `{"key":${key},"made":${made[index]}}`);
     await must([{ text: making.write, values: [`[${written.join(',')}]`] }]);
   }
