@@ -19,10 +19,9 @@ import { readOrphans } from '../pg/orphans.ts';
 import { forgetOwed, readOwed } from '../pg/paused.ts';
 import { readRuleChanges } from '../pg/progress.ts';
 import { router } from '../pg/route.ts';
-import { reshapeParked } from '../pg/shape.ts';
+import { prepareToApply } from '../pg/shape.ts';
 import { findStart } from '../pg/slot.ts';
 import { Store } from '../pg/store.ts';
-import { prepareTargets, type Target } from '../pg/target.ts';
 import { inTurn } from '../pg/turn.ts';
 import { startWalsender } from '../pg/walsender.ts';
 import { Acknowledger } from '../pipe/acknowledge.ts';
@@ -218,8 +217,7 @@ export class Peer {
         compareTables({ apply, control }, { slot, pauses, modules: this.#context.modules }),
       );
       this.link.owes(await ended.wait(readOwed(apply, slot)));
-      const targets = await prepareTargets(apply, tables.alike);
-      await reshapeParked(apply, targets);
+      const targets = await prepareToApply(apply, tables.alike);
       const foreign = await readForeignKeys(apply, tables.alike);
       const orphans = await readOrphans(apply, tables.alike, foreign);
       // From here on several ask the peer at once.
@@ -275,7 +273,7 @@ export class Peer {
     control: Queryable;
     store: Store;
     tables: Tables;
-    targets: readonly Target[];
+    targets: Awaited<ReturnType<typeof prepareToApply>>;
     foreign: ForeignKeys | undefined;
     start: LSN;
     ended: Ending;

@@ -11,9 +11,9 @@ import { mendKeys } from './mend-keys.ts';
 import { Hearsay, type Neighbours } from './neighbours.ts';
 import type { RecordedConflict } from './receipt.ts';
 import { runScript, type Step, type StepResult } from './script.ts';
-import { reshapeParked } from './shape.ts';
+import { prepareToApply } from './shape.ts';
 import { ANY_OWNER } from './stamp-owner.ts';
-import { prepareTargets, type Target } from './target.ts';
+import type { Target } from './target.ts';
 
 /** A session that writes as an application of this region does, with what it must know of the tables. */
 export interface Session {
@@ -69,8 +69,7 @@ export async function mendRegion(
   const { rows: paused } = await client.query('select table_name from coregent.paused');
   const missing = new Set(paused.map(({ table_name }) => table_name));
   const tables = (await readTables(client, name)).filter((table) => !missing.has(tableLabel(table)));
-  const targets = await prepareTargets(client, tables);
-  await reshapeParked(client, targets);
+  const targets = await prepareToApply(client, tables);
   const keys = await readKeys(client, tables);
   const failed: Mended['failed'][number][] = [];
   const run: Session['run'] = async (steps) => {

@@ -1,9 +1,9 @@
 import type pg from 'pg';
-import { FIRST, STATE, tableLabel } from '../model/table.ts';
+import { FIRST, STATE, type Table, tableLabel } from '../model/table.ts';
 import { ident } from '../quote.ts';
 import { runScript } from './script.ts';
 import type { GroupKind } from './steps.ts';
-import type { Target } from './target.ts';
+import { prepareTargets, type Target } from './target.ts';
 
 /** Names and types of columns, in order, as `coregent.parked` has them. */
 type Shape = readonly (readonly [name: string, type: string])[];
@@ -90,6 +90,13 @@ async function typesOf(client: pg.Client, fields: readonly Field[]): Promise<Rea
     [[...new Set(fields.map(({ oid }) => oid))]],
   );
   return new Map(rows.map(({ oid, type }) => [Number(oid), type]));
+}
+
+/** Prepares a session for applying, and what is parked for it: row types, compiled statements, and rows in the shape of every table. */
+export async function prepareToApply(client: pg.Client, tables: readonly Table[]): Promise<Target[]> {
+  const targets = await prepareTargets(client, tables);
+  await reshapeParked(client, targets);
+  return targets;
 }
 
 /** Brings parked rows into the shape that their tables have now; what cannot be stays as it is. Throws a lost connection. */
