@@ -1,5 +1,5 @@
 import { CoregentError } from '../model/error.ts';
-import { familyOf, LWW } from '../model/rule.ts';
+import { familyOf } from '../model/rule.ts';
 import type { Tuples } from '../wire/tuples.ts';
 import type { Step, StepResult } from './script.ts';
 import { arrayOf, type GroupKind, keysOf, versionsOf } from './steps.ts';
@@ -61,7 +61,7 @@ export async function settleCarefully(
     const met = Number(joined!.rows.find(([none]) => none === null)![4]);
     const done = met + (partial ? 0 : settled) === full.live;
     // Versions that are kept side by side may have missed a delete that takes some of them.
-    if (!done || familyOf(staging.table.rule ?? LWW) === 'versions') ways.note('inserted', target, keys);
+    if (!done || familyOf(staging.table.rule) === 'versions') ways.note('inserted', target, keys);
     if (done) return;
     let results = await ways.must([
       { text: compiled.recordBuried, values: [...values, asked] },

@@ -159,7 +159,7 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
     image: (alias) => `to_jsonb(_coregent_image_${alias}.*)`,
     label: literal(tableLabel(table)),
     into: `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row)`,
-    told: `on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
+    told: `on conflict ${ONE_MEETING}
       do nothing returning kind, outcome, local_version = incoming_version as twins, table_name`,
     toldAndMet: (
       local,
