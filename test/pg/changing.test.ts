@@ -196,6 +196,7 @@ const UPROOT = 'drop trigger planted on coregent.progress; drop table planted; d
 test('a change that only one region committed pauses the table, and the next apply finishes it', async () => {
   await using cluster = await makeCluster({
     regions: 2,
+    tier: 'B',
     tables: 'create table likes (id int primary key, n int not null, note text)',
   });
   await cluster.install();
@@ -232,6 +233,7 @@ test('a change that only one region committed pauses the table, and the next app
 test('without agents the whole table is compared; what waits in the streams then counts once', async () => {
   await using cluster = await makeCluster({
     regions: 2,
+    tier: 'C',
     tables: 'create table likes (id int primary key, n int not null, note text)',
   });
   await cluster.install();
