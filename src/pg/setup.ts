@@ -240,7 +240,8 @@ async function joinEdge(
     purpose: `join from ${from.region.name}`,
     applies: true,
   });
-  const origin = `${edge.slot}_join`;
+  // Not the one by which an agent may be joining another table at this moment.
+  const origin = `${edge.slot}_apply`;
   try {
     await useOrigin(apply, origin);
     const tables = await readTables(apply, to.region.name);
