@@ -24,7 +24,7 @@ export function recordHidden(table: Table): string | undefined {
     select ${label}, ${keyJson('t')}, 'update_origin_differs', ${literal(rule.conflict)}, 'keep', ${shown}, e.v, ${imageJson(table, 't')}, ${image('e.version')}
     from ${target} t cross join lateral (select (value ->> 'v')::int8 as v, value as version from jsonb_array_elements(${state} -> 'set')) e
     where ${p('t')} = -2 and ${beside}
-    on conflict (incoming_version, local_version, table_name, md5(key::text)) where incoming_version <> local_version
+    on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
     do update set outcome = excluded.outcome`;
 }
 
