@@ -30,6 +30,8 @@ create table coregent.tables (
   rule text not null,
   -- Changes when the stamping functions must be made anew.
   stamp text not null,
+  -- The number of the table's last column when these were made.
+  last_column smallint not null default 0,
   -- The greatest version of a delete that this region has forgotten because every region had confirmed it.
   reaped bigint not null default 0,
   unique (schema_name, table_name)
@@ -164,6 +166,23 @@ begin
     end if;
   end loop;
   return a;
+end$$;
+
+-- Whether a table has these columns, and none behind those that it had when its stamping functions were made. Asked while a statement
+-- is planned, of caches that no snapshot stands before: so it is immutable, for as long as the table's description is.
+create function coregent.has_columns(relation regclass, id text, names text[]) returns boolean
+language plpgsql immutable parallel safe
+as $$
+declare
+  name pg_catalog.text;
+begin
+  foreach name in array names loop
+    perform pg_catalog.has_column_privilege(relation, name, 'select');
+  end loop;
+  return (select pg_catalog.has_column_privilege(relation, (t.last_column operator(pg_catalog.+) 1)::pg_catalog.int2, 'select') is null
+    from coregent.tables t where t.table_id operator(pg_catalog.=) id);
+exception when undefined_column then
+  return false;
 end$$;
 
 create function coregent.seen_covers(seen jsonb, version bigint) returns boolean
@@ -539,6 +558,6 @@ revoke all on all tables in schema coregent from public;
 revoke all on all functions in schema coregent from public;
 grant execute on function coregent.region(), coregent.list_siblings(regclass), coregent.version_region(bigint), coregent.version_time(bigint) to public;
 -- What stamps an application's update runs with the application's rights.
-grant execute on function coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb), coregent.counter_value(jsonb),
+grant execute on function coregent.has_columns(regclass, text, text[]), coregent.set_next(jsonb, text[], bigint), coregent.set_value(jsonb), coregent.counter_value(jsonb),
   coregent.map_next(jsonb, jsonb, jsonb, bigint, bigint, bigint, integer) to public;
 grant select on coregent.regions, coregent.this_region, coregent.tables, coregent.status, coregent.siblings to public;

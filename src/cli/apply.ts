@@ -1,6 +1,6 @@
 import { loadConfig } from '../config.ts';
 import { CoregentError, EXIT } from '../model/error.ts';
-import { sayChange } from '../pg/change.ts';
+import { sayChange } from '../pg/changes.ts';
 import { acceptRestored } from '../pg/self.ts';
 import { carryOut, closeRegions, makePlan, openRegions, type Plan } from '../pg/setup.ts';
 import type { Context } from './context.ts';

@@ -19,7 +19,7 @@ export interface Summary {
 
 /** Events worth a person's eye; the others are in the NDJSON only. */
 const SHOWN =
-  /^(link|region|load|slot|clock)\.|^peer\.(retry|streaming|failed)$|^conflict\.recorded$|^keys\.mended$|^table\.parked$|^version\.equal$/;
+  /^(link|region|load|slot|clock)\.|^peer\.(retry|streaming|failed)$|^conflict\.recorded$|^conflicts\.(alert|calm)$|^keys\.mended$|^table\.parked$|^version\.equal$/;
 const SHOWN_EVENTS = 4;
 
 /** What stands above the live part: where everything is, and how far apart. */

@@ -84,6 +84,7 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       `${region}: ${visible(error!.message)} (${error!.code})`,
       ...(state === 'refused' ? [`  ${visible(error!.cure)}`] : []),
     ]);
+  const late = (words: string, { exceeded }: { exceeded: boolean }): string => (exceeded ? paint.yellow(words) : words);
   const met = byTable(regions);
   const further = met.length > SHOWN_TABLES ? ` and ${met.length - SHOWN_TABLES} more tables` : '';
   const lesser = [...new Set(regions.flatMap(({ tier }) => (tier && tier !== 'A' ? [tier] : [])))].sort();
@@ -129,7 +130,9 @@ export function text({ cluster, regions, links }: Report, colour: boolean): stri
       (paused ?? []).map((each) => paint.yellow(visible(sayPaused(region, each)))),
     ),
     ...regions.flatMap(({ region, alert }) =>
-      alert?.exceeded ? [paint.yellow(`${region}: ${alert.recent} conflicts of late, alert at ${alert.limit}`)] : [],
+      alert && alert.recent > 0
+        ? [late(`${region}: ${alert.recent} conflicts of late, alert at ${alert.limit}`, alert)]
+        : [],
     ),
     ...lesser.map((tier) => `tier ${tier}: ${TIERS[tier]}`),
     ...faults,

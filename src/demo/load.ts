@@ -2,6 +2,7 @@ import pg from 'pg';
 import { CoregentError, classify } from '../model/error.ts';
 import { pause } from '../pause.ts';
 import { NOT_OWNER } from '../pg/stamp-owner.ts';
+import { editText, textOf } from '../text.ts';
 import { HOT } from './shop.ts';
 
 /** Transactions and rows that an application committed. */
@@ -39,6 +40,8 @@ const MET = /^23(001|503|505)$/;
 /** A region with more of them adds none: a demo left on overnight must not fill a disk. */
 const OPEN_ORDERS = 200;
 const SIGNED_UP = 60;
+/** Characters of a document, about. */
+const DOCUMENT_LENGTH = 600;
 /** Names that everyone wants, for so long: two regions that give one away at once meet. */
 const NAMES = ['sky', 'river'] as const;
 const NAME_MS = 2_000;
@@ -99,7 +102,7 @@ class Shop {
   #signedUp: string[] = [];
   /** What is done, and how often: shares add up to 1. Each gives the rows that it wrote. */
   readonly #deeds: readonly (readonly [share: number, deed: (client: pg.Client) => Promise<number>])[] = [
-    [0.21, (client) => (this.#orders.length > OPEN_ORDERS ? this.#cancel(client) : this.#order(client))],
+    [0.17, (client) => (this.#orders.length > OPEN_ORDERS ? this.#cancel(client) : this.#order(client))],
     [0.12, (client) => this.#advance(client)],
     [0.06, (client) => this.#cancel(client)],
     [0.02, (client) => this.#meddle(client)],
@@ -109,7 +112,8 @@ class Shop {
     [0.05, (client) => this.#signUp(client)],
     [0.08, (client) => this.#fillCart(client)],
     [0.06, (client) => this.#book(client)],
-    [0.05, (client) => this.#answer(client)],
+    [0.04, (client) => this.#answer(client)],
+    [0.05, (client) => this.#note(client)],
     [0.09, (client) => this.#reply(client)],
   ];
 
@@ -266,6 +270,22 @@ class Shop {
     const name = `${this.#region} ${Date.now() % 100_000}`;
     const booked = await write(client, `update seats set booked_by = $1 where id = (${free})`, name);
     return booked || write(client, 'update seats set booked_by = null');
+  }
+
+  /** A few words more in a document that everyone writes in; where it grew long, its beginning goes. */
+  async #note(client: pg.Client): Promise<number> {
+    const id = 1 + Math.floor(Math.random() * HOT.documents);
+    await client.query('begin');
+    const { rows } = await client.query('select body from documents where id = $1 for update', [id]);
+    const { length } = textOf(rows[0].body);
+    const edit =
+      length > DOCUMENT_LENGTH
+        ? { at: 0, remove: length - DOCUMENT_LENGTH / 2 }
+        : { at: length, insert: `Written in ${this.#region}. ` };
+    const body = Buffer.from(editText(rows[0].body, [edit]));
+    const written = await write(client, 'update documents set body = $2 where id = $1', id, body);
+    await client.query('commit');
+    return written;
   }
 
   async #answer(client: pg.Client): Promise<number> {

@@ -28,6 +28,10 @@ create table seats (
   id integer primary key,
   booked_by text
 );
+create table documents (
+  id integer primary key,
+  body bytea
+);
 create table tickets (
   id integer primary key,
   subject text not null,
@@ -68,13 +72,14 @@ end $$;`;
 
 /** How each table settles conflicts, as it stands in `coregent.yaml`. */
 export const SHOP_RULES = `tables:
-  public.*:         {}                                                             # the later write stays
-  public.products:  { columns: { stock: counter, likes: counter, tags: set } }     # what regions add and take away adds up
-  public.customers: { conflict: columns, columns: { last_seen: max, settings: map } }   # edits of different columns, and settings, both stay
-  public.carts:     { conflict: siblings }                                         # both carts are kept, the shop joins them
-  public.seats:     { conflict: fww }                                              # who booked first has the seat
-  public.tickets:   { custom: public.settle_ticket }                               # a function of ours decides
-  public.orders:    { owner: { column: region } }                                  # only its region may write an order
+  public.*:         {}                                                                 # the later write stays
+  public.products:  { columns: { stock: counter, likes: counter, tags: set } }         # what regions add and take away adds up
+  public.customers: { conflict: columns, columns: { last_seen: max, settings: map } }  # edits of different columns, and settings, both stay
+  public.carts:     { conflict: siblings }                                             # both carts are kept, the shop joins them
+  public.seats:     { conflict: fww }                                                  # who booked first has the seat
+  public.documents: { columns: { body: text } }                                        # all that is written is there
+  public.tickets:   { custom: public.settle_ticket }                                   # a function of ours decides
+  public.orders:    { owner: { column: region } }                                      # only its region may write an order
 `;
 
 /** The shop's tables, those that others refer to first. */
@@ -83,6 +88,7 @@ export const SHOP_TABLES = [
   'customers',
   'carts',
   'seats',
+  'documents',
   'tickets',
   'replies',
   'orders',
@@ -90,7 +96,7 @@ export const SHOP_TABLES = [
 ] as const;
 
 /** Rows that all regions write all the time. */
-export const HOT = { products: 4, carts: 4, seats: 40, tickets: 6, customers: 6 } as const;
+export const HOT = { products: 4, carts: 4, seats: 40, documents: 2, tickets: 6, customers: 6 } as const;
 
 /** Fills the shop; for one region only, the others get these rows by replication. `$1` is that region's name. */
 export const SHOP_SEED = `
@@ -108,6 +114,7 @@ customer as (
 ),
 cart as (insert into carts (id) select generate_series(1, ${HOT.carts})),
 seat as (insert into seats (id) select generate_series(1, ${HOT.seats})),
+document as (insert into documents (id) select generate_series(1, ${HOT.documents})),
 ticket as (insert into tickets (id, subject) select n, 'Question ' || n from generate_series(1, ${HOT.tickets}) n),
 placed as (
   insert into orders (customer_id, region, status)

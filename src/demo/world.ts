@@ -187,7 +187,8 @@ export class World {
       `cluster: ${SHOP}`,
       'regions:',
       ...this.#regions.map(({ name, id, adminUrl }) => `  ${name}: { id: ${id}, url: "${adminUrl.reveal()}" }`),
-      SHOP_RULES,
+      `${SHOP_RULES}conflicts: { alert: 100/min }`,
+      '',
     ].join('\n');
     this.#config = parseConfig(text, { path: this.#configFile, env: {} });
     await writeFile(this.#configFile, text, { mode: 0o600 });

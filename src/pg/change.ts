@@ -3,90 +3,32 @@ import type { Config } from '../config.ts';
 import { CoregentError, classify } from '../model/error.ts';
 import { formatLsn, type LSN, LSN_ZERO, parseLsn } from '../model/lsn.ts';
 import { familyOf, parseRule, type Rule, ruleText, settlingText } from '../model/rule.ts';
-import { deletesName, type Table, tableId, tableLabel, tombstoneName } from '../model/table.ts';
+import { deletesName, type Table, tableId, tableLabel, tombstoneName, VERSION } from '../model/table.ts';
 import type { Version } from '../model/version.ts';
 import { Modules } from '../modules.ts';
 import { pause } from '../pause.ts';
-import { literal, qualified } from '../quote.ts';
+import { ident, literal, qualified } from '../quote.ts';
 import { compile } from '../resolve/compile.ts';
 import { flatten, forgetOutlived, lastDelete, recordHidden } from '../resolve/hidden.ts';
 import { barrier } from './barrier.ts';
 import { readTables, slotName } from './catalog.ts';
+import { type RuleChange, sayRule } from './changes.ts';
 import { connect } from './connect.ts';
 import { decidersOf } from './deciders.ts';
-import { readForeignKeys } from './foreign.ts';
+import { type ForeignKeys, readForeignKeys } from './foreign.ts';
 import type { Action } from './install.ts';
-import { joinTable } from './join.ts';
+import { type JoinOptions, joinTable } from './join.ts';
 import { yieldInDeadlocks } from './origin.ts';
-import { readOrphans } from './orphans.ts';
+import { type Orphans, readOrphans } from './orphans.ts';
 import { oweAgain } from './recreated.ts';
 import type { OpenRegion } from './setup.ts';
 import { Store } from './store.ts';
-import type { ChosenTable } from './tables.ts';
 import { prepareTargets, type Target } from './target.ts';
-
-/** A table whose rule is another one in some regions. It is changed in all of them at once. */
-export interface RuleChange {
-  readonly label: string;
-  /** As the catalogs hold it; see `ruleText`. */
-  readonly after: string;
-  /** The regions that replicate the table, by their places among the open ones. */
-  readonly sides: readonly {
-    readonly at: OpenRegion;
-    /** As the region has it, under its rule until now. */
-    readonly table: Table;
-    /** Its rule until now. */
-    readonly before: string;
-    /** What puts the new rule in place; undefined where it is. */
-    readonly action: Action | undefined;
-  }[];
-}
 
 /** How long `apply` tries to get hold of a table, in ms, each time for a short while only. */
 const PATIENCE_MS = 30_000;
 const LOCK_TIMEOUT_MS = 2_000;
 const RETRY_MS = 300;
-
-/** Finds the tables among `actions` whose rule is to be another one. The other actions come back as they are. */
-export function planChanges(
-  open: readonly OpenRegion[],
-  chosen: readonly ChosenTable[],
-  actions: readonly Action[],
-  installed: ReadonlyMap<string, ReadonlyMap<string, string>>,
-): { readonly changes: readonly RuleChange[]; readonly others: readonly Action[] } {
-  const changing = actions.filter(({ changes }) => changes !== undefined);
-  const labels = new Set(changing.map(({ changes }) => changes));
-  const changes = chosen
-    .filter(({ label }) => labels.has(label))
-    .map(({ label, rule, found }): RuleChange => {
-      const sides = open.flatMap((at, index) => {
-        const before = installed.get(at.region.name)?.get(label);
-        if (before === undefined) return [];
-        const table = { ...found[index]!, rule: parseRule(before) };
-        const action = changing.find(({ changes, region }) => changes === label && region === at.region.name);
-        return [{ at, table, before, action }];
-      });
-      return { label, after: rule, sides };
-    });
-  return { changes, others: actions.filter((action) => !changing.includes(action)) };
-}
-
-/** A rule for people. */
-export function sayRule(text: string): string {
-  const { conflict, columns, custom, owner } = parseRule(text);
-  const parts = [
-    custom === undefined ? conflict : `${conflict} by ${custom}`,
-    ...Object.entries(columns).map(([name, rule]) => `${name} ${rule}`),
-    ...(owner ? [`owned by ${owner.column}`] : []),
-  ];
-  return parts.join(', ');
-}
-
-/** The same of a change: `public.posts: lww → columns`. */
-export function sayChange({ label, after, sides }: RuleChange): string {
-  const before = new Set(sides.filter(({ action }) => action).map((side) => sayRule(side.before)));
-  return `${label}: ${[...before].join(' and ')} → ${sayRule(after)}`;
-}
 
 /** One region while the table changes there. */
 interface Side {
@@ -100,6 +42,8 @@ interface Side {
   /** Whether its rows mean something else from now on. */
   readonly converts: boolean;
   readonly target: Target;
+  readonly foreign: ForeignKeys | undefined;
+  readonly orphans: Orphans | undefined;
 }
 
 /** Why it cannot be done at this moment. */
@@ -134,6 +78,7 @@ export async function changeRules(
   { changed, patienceMs = PATIENCE_MS }: ChangeOptions,
 ): Promise<void> {
   const clients = new Map<OpenRegion, pg.Client>();
+  const modules = new Modules(config.path);
   try {
     const works: { readonly change: RuleChange; readonly work: Change }[] = [];
     for (const change of changes) {
@@ -147,9 +92,12 @@ export async function changeRules(
         const converts = settlingText(parseRule(before)) !== settlingText(after);
         // Ahead of the transaction, whose end would take the row types away again.
         const [target] = await prepareTargets(client, [table]);
-        sides.push({ at, client, table, before, action, converts, target: target! });
+        const tables = await readTables(client, at.region.name);
+        const foreign = await readForeignKeys(client, tables);
+        const orphans = await readOrphans(client, tables, foreign);
+        sides.push({ at, client, table, before, action, converts, target: target!, foreign, orphans });
       }
-      const work = new Change(config, change.label, after, sides);
+      const work = new Change({ config, modules }, change.label, after, sides);
       await work.refuse();
       works.push({ change, work });
     }
@@ -164,6 +112,7 @@ export async function changeRules(
     }
     for (const { change, work } of works) changed(change, await patiently(work, patienceMs, () => work.attempt()));
   } finally {
+    await modules.close();
     await Promise.all([...clients.values()].map((client) => client.end().catch(() => {})));
   }
 }
@@ -194,9 +143,14 @@ class Change {
   readonly #groups: readonly (readonly Side[])[];
   #mark: Mark | undefined;
 
-  constructor(config: Config, label: string, after: Rule, sides: readonly Side[]) {
+  constructor(
+    { config, modules }: { readonly config: Config; readonly modules: Modules },
+    label: string,
+    after: Rule,
+    sides: readonly Side[],
+  ) {
     this.#config = config;
-    this.#modules = new Modules(config.path);
+    this.#modules = modules;
     this.#label = label;
     this.#after = after;
     this.#sides = sides;
@@ -251,13 +205,12 @@ class Change {
     try {
       const ends = await this.#looks();
       for (const group of this.#groups) await this.#level(group);
-      for (const side of this.#sides) await this.#prepare(side, ends);
+      await this.#all((side) => this.#prepare(side, ends));
     } catch (error) {
       await this.#rollback();
       throw hindrance(error, this.#label);
     }
     await this.#commit();
-    await this.#modules.close();
     return performance.now() - heldAt;
   }
 
@@ -329,31 +282,48 @@ class Change {
 
   /** Joins what these regions have of each other, by the rule until now: of versions from the mark on, or all. */
   async #level(group: readonly Side[]): Promise<void> {
-    const least = this.#mark?.least;
     if (!group[0]!.action) return;
+    const source = await this.#recent(group);
     for (const to of group) {
-      const { client, target } = to;
-      const tables = await readTables(client, to.at.region.name);
-      const foreign = await readForeignKeys(client, tables);
+      const { client, target, foreign, orphans } = to;
+      const fetch = (): Promise<never> => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole'));
       const store = new Store({
         client,
         targets: [target],
         lsn: LSN_ZERO,
         foreign,
-        orphans: await readOrphans(client, tables, foreign),
-        fetch: () => Promise.reject(new CoregentError('internal_assert', 'copied rows are whole')),
+        orphans,
+        fetch,
         within: true,
         deciders: decidersOf(this.#modules),
       });
       for (const from of group) {
         if (from === to) continue;
-        await joinTable(from.client, store, target, { known: client, ...(least === undefined ? {} : { from: least }) });
+        await joinTable(from.client, store, target, { known: client, ...(source ? { source } : {}) });
       }
     }
     for (const side of group) {
       const why = await this.#standing(side);
       if (why !== undefined) throw new NotNow(why, side.at.region.name);
     }
+  }
+
+  /** Puts what is from the mark on aside, in all regions at once: one look at each table is all that takes time. */
+  async #recent(group: readonly Side[]): Promise<JoinOptions['source']> {
+    const least = this.#mark?.least;
+    if (least === undefined) return undefined;
+    await Promise.all(
+      group.map(async ({ client, table }) => {
+        const from = [qualified(table.schema, table.name), qualified('coregent', tombstoneName(table))];
+        for (const [index, name] of RECENT.entries()) {
+          await client.query(
+            `create temporary table ${name} on commit drop as select * from ${from[index]} where ${ident(VERSION)} >= ${least}`,
+          );
+        }
+      }),
+    );
+    const [rows, tombstones] = RECENT;
+    return { rows: `pg_temp.${rows}`, tombstones: `pg_temp.${tombstones}` };
   }
 
   /** Everything but the commit. */
@@ -389,7 +359,9 @@ class Change {
     const tombs = qualified('coregent', tombstoneName(table));
     const deletes = qualified('coregent', deletesName(table));
     // What crossed its delete in two sessions a moment ago.
-    await client.query(compile(table).removeAllBuried);
+    const { removeAllBuried, anyTombstone } = compile(table);
+    const { rows: any } = await client.query(`${anyTombstone} as there`);
+    if (any[0].there) await client.query(removeAllBuried);
     const hidden = recordHidden(table);
     // All of a group have the same: one of them records it.
     if (
@@ -455,6 +427,8 @@ class Change {
     throw new NotNow(await holders(side), side.at.region.name);
   }
 }
+
+const RECENT = ['coregent_recent_rows', 'coregent_recent_tombstones'] as const;
 
 /** A moment before which all that was written is everywhere. */
 interface Mark {

@@ -313,9 +313,10 @@ function tableSql(
     ...stamping,
     ...triggerFunctions(table).map((name) => `revoke all on function coregent.${ident(name)}() from public`),
     ...publish.map((what) => `alter publication ${ident(PUBLICATION)} ${what}`),
-    `insert into coregent.tables (table_id, schema_name, table_name, rule, stamp)
-      values (${literal(tableId(table))}, ${literal(table.schema)}, ${literal(table.name)}, ${literal(rule)}, ${literal(stamp)})
-      on conflict (table_id) do update set rule = excluded.rule, stamp = excluded.stamp`,
+    `insert into coregent.tables (table_id, schema_name, table_name, rule, stamp, last_column)
+      select ${literal(tableId(table))}, ${literal(table.schema)}, ${literal(table.name)}, ${literal(rule)}, ${literal(stamp)}, max(attnum)
+      from pg_attribute where attrelid = ${literal(target)}::regclass
+      on conflict (table_id) do update set rule = excluded.rule, stamp = excluded.stamp, last_column = excluded.last_column`,
   ];
 }
 

@@ -31,6 +31,8 @@ export interface JoinOptions {
   readonly from?: Version;
   /** Waits until a batch may become visible. */
   readonly ready?: (batch: Batch) => Promise<void>;
+  /** Where the peer has them, as SQL, if not in the tables themselves. */
+  readonly source?: { readonly rows: string; readonly tombstones: string };
   /** The connection that applies, where most rows are likely to be there already: these are left out. */
   readonly known?: pg.Client;
 }
@@ -50,7 +52,7 @@ export async function joinTable(
   peer: pg.Client,
   store: Store,
   target: Target,
-  { onRows = () => {}, only, from: least, ready, known }: JoinOptions = {},
+  { onRows = () => {}, only, from: least, ready, source, known }: JoinOptions = {},
 ): Promise<Joined> {
   let rows = 0;
   let conflicts = 0;
@@ -60,7 +62,9 @@ export async function joinTable(
   for (const tombstone of [true, false]) {
     const { table } = target.staging;
     const columns = tombstone ? target.compiled.tombstoneColumns : target.compiled.rowColumns;
-    const from = tombstone ? qualified('coregent', tombstoneName(table)) : qualified(table.schema, table.name);
+    const from = tombstone
+      ? (source?.tombstones ?? qualified('coregent', tombstoneName(table)))
+      : (source?.rows ?? qualified(table.schema, table.name));
     const some = [
       ...(only ? [keyIn(table, only)] : []),
       ...(least === undefined ? [] : [`t.${ident(VERSION)} >= ${least}`]),

@@ -5,7 +5,7 @@ import { slotName } from './catalog.ts';
 import { transaction } from './connect.ts';
 import { removalSql } from './install.ts';
 
-/** The slots that lie in a region, and the replication origins: one per direction, and one more that `apply` may have left. */
+/** The slots that lie in a region, and the replication origins: one per direction, and more that a join may have left. */
 export interface OurNames {
   readonly slots: readonly string[];
   readonly origins: readonly string[];
@@ -17,7 +17,7 @@ export function slotsOf(config: Config, region: RegionConfig): OurNames {
   const origins = others.map((peer) => slotName(config.cluster, peer.id, region.id));
   return {
     slots: others.map((puller) => slotName(config.cluster, region.id, puller.id)),
-    origins: origins.flatMap((name) => [name, `${name}_join`]),
+    origins: origins.flatMap((name) => [name, `${name}_join`, `${name}_apply`]),
   };
 }
 

@@ -6,7 +6,8 @@ import { tableId, tableLabel, tombstoneName } from '../model/table.ts';
 import { Modules } from '../modules.ts';
 import { qualified } from '../quote.ts';
 import { readInstalled, readTables, slotName } from './catalog.ts';
-import { changeRules, planChanges, type RuleChange } from './change.ts';
+import { changeRules } from './change.ts';
+import { planChanges, type RuleChange } from './changes.ts';
 import { connect } from './connect.ts';
 import { decidersOf } from './deciders.ts';
 import { refuseEncodings } from './encoding.ts';
@@ -239,7 +240,8 @@ async function joinEdge(
     purpose: `join from ${from.region.name}`,
     applies: true,
   });
-  const origin = `${edge.slot}_join`;
+  // Not the one by which an agent may be joining another table at this moment.
+  const origin = `${edge.slot}_apply`;
   try {
     await useOrigin(apply, origin);
     const tables = await readTables(apply, to.region.name);

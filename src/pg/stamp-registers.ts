@@ -1,6 +1,6 @@
-import { type Column, PARENT, STATE, type Table, VERSION } from '../model/table.ts';
-import { ident, literal } from '../quote.ts';
-import { INTEGERS, isExact, type Layout, layoutOf } from '../resolve/layout.ts';
+import { type Column, OURS, PARENT, STATE, type Table, tableId, VERSION } from '../model/table.ts';
+import { ident, literal, qualified } from '../quote.ts';
+import { INTEGERS, isExact, type Layout, layoutOf, REST, type RegisterColumns } from '../resolve/layout.ts';
 import { MERGED, REPLACED_MERGED } from '../resolve/registers.ts';
 import type { RuleStamp } from './stamp.ts';
 
@@ -45,7 +45,7 @@ export function stampRegisters(table: Table, region: number, groups: readonly (r
     base := ${writtenOut(parts, 'old')};
   end if;
   mark := pg_catalog.to_jsonb(new.${version});
-  ${put(['seen', String(region)], 'mark')}${changes(parts, region, groups)}
+  ${put(['seen', String(region)], 'mark')}${changes(table, parts, region, groups)}
   new.${state} := base;`,
     parent: replaced,
     buried: (row) => ({
@@ -160,23 +160,28 @@ function put(keys: readonly string[], value: string): string {
  * change few, and what is not run is not even prepared, which costs more than to run it once.
  */
 function changes(
+  table: Table,
   { registers, counters, sets, maps, texts }: Layout,
   region: number,
   groups: readonly (readonly string[])[],
 ): string {
-  // A text is in no group: what several regions write of it stays, all of it.
-  const alone = [
-    ...registers.filter(({ name }) => !groups.some((group) => group.includes(name))),
-    ...texts.map((column) => ({ name: column.name, columns: [column] })),
-  ];
+  const alone = registers.filter(({ name }) => !groups.some((group) => group.includes(name)));
   const together = groups.map((group) => registers.filter(({ name }) => group.includes(name)));
-  const written = [...alone.map((register) => [register]), ...together].map((group) => {
+  const written = (group: readonly RegisterColumns[]): string => {
     if (group.length === 0) return '';
     return when(
       differ(group.flatMap(({ columns }) => columns)),
       group.map(({ name }) => put(['r', name], 'mark')),
     );
-  });
+  };
+  const known = [...alone.map((register) => [register]), ...together].map(written).join('');
+  const plain = `
+  if ${hasColumns(table, registers)} then${known}
+  else
+    base := base ${op('||')} ${object([["'r'", `(base ${op('->')} 'r') ${op('||')} ${writtenOfAny(table, groups)}`]])};
+  end if;`;
+  // A text is in no group: what several regions write of it stays, all of it.
+  const documents = texts.map((column) => written([{ name: column.name, columns: [column] }]));
   const added = counters.map((column) => {
     const { name, type } = column;
     const [mine, before] = [`new.${ident(name)}`, `old.${ident(name)}`];
@@ -210,7 +215,44 @@ function changes(
           ...texts.map((column) => when(differ([column]), [`base := base ${op('#-')} ${path(['t', column.name])};`])),
           when(`(base ${op('->')} 't') ${op('=')} ${EMPTY}`, [`base := base ${op('-')} 't'::pg_catalog.text;`]),
         ]);
-  return [...written, ...added, ...chosen, ...mapped, merged].join('');
+  return [plain, ...documents, ...added, ...chosen, ...mapped, merged].join('');
+}
+
+/** A condition: the table has the columns that it had when its triggers were made. A constant of a plan, which the table's changes end. */
+function hasColumns(table: Table, registers: readonly RegisterColumns[]): string {
+  const names = registers.flatMap(({ columns }) => columns.map(({ name }) => literal(name)));
+  return `coregent.has_columns(${relation(table)}, ${literal(tableId(table))}, array[${names.join(', ')}]::pg_catalog.text[])`;
+}
+
+/**
+ * The registers that an update wrote, of whatever columns the table has by now: one that was added is written to before anybody runs
+ * `apply`, and one that was dropped cannot be named. Values are compared as texts of their JSON.
+ */
+function writtenOfAny(table: Table, groups: readonly (readonly string[])[]): string {
+  const { conflict, columns } = table.rule;
+  const apart = [...OURS, ...Object.keys(columns), ...(table.exactKey ? table.key : [])];
+  const names = (list: readonly string[]): string => `array[${list.map(literal).join(', ')}]::pg_catalog.text[]`;
+  const generated = `array(select a.attname::pg_catalog.text from pg_catalog.pg_attribute a
+      where a.attrelid ${op('=')} ${relation(table)} and a.attgenerated ${op('<>')} ''::pg_catalog."char")`;
+  const rest = (row: string): string =>
+    `(pg_catalog.to_jsonb(${row}) ${op('-')} ${names(apart)} ${op('-')} ${generated})`;
+  const differs = (name: string): string =>
+    `(${rest('old')} ${op('->')} ${name})::pg_catalog.text ${op('<>')} (${rest('new')} ${op('->')} ${name})::pg_catalog.text`;
+  const all = (of: readonly string[], condition: string): string =>
+    `case when ${condition} then ${object(of.map((name) => [literal(name), 'mark']))} else ${EMPTY} end`;
+  if (conflict !== 'columns') {
+    return all([REST], `${rest('old')}::pg_catalog.text ${op('<>')} ${rest('new')}::pg_catalog.text`);
+  }
+  return [
+    `(select coalesce(pg_catalog.jsonb_object_agg(n.name, mark), ${EMPTY}) from pg_catalog.jsonb_object_keys(${rest('new')}) as n (name) where ${differs('n.name')})`,
+    ...groups.map((group) =>
+      all(group, `exists (select from pg_catalog.unnest(${names(group)}) as n (name) where ${differs('n.name')})`),
+    ),
+  ].join(` ${op('||')} `);
+}
+
+function relation(table: Table): string {
+  return `${literal(qualified(table.schema, table.name))}::pg_catalog.regclass`;
 }
 
 function when(condition: string, statements: readonly string[]): string {

@@ -188,7 +188,7 @@ const PLANT = `
   create function fail() returns trigger language plpgsql as $$begin raise exception 'planted'; end$$;
   create constraint trigger late after insert on planted deferrable initially deferred for each row execute function fail();
   alter table planted enable always trigger late;
-  create function plant() returns trigger language plpgsql as $$begin
+  create function plant() returns trigger language plpgsql security definer as $$begin
     set constraints public.late deferred; insert into public.planted default values; return new; end$$;
   create trigger planted after update of rule_changes on coregent.progress for each row execute function plant();
   alter table coregent.progress enable always trigger planted;`;
@@ -197,6 +197,7 @@ const UPROOT = 'drop trigger planted on coregent.progress; drop table planted; d
 test('a change that only one region committed pauses the table, and the next apply finishes it', async () => {
   await using cluster = await makeCluster({
     regions: 2,
+    tier: 'B',
     tables: 'create table likes (id int primary key, n int not null, note text)',
   });
   await cluster.install();
@@ -233,6 +234,7 @@ test('a change that only one region committed pauses the table, and the next app
 test('without agents the whole table is compared; what waits in the streams then counts once', async () => {
   await using cluster = await makeCluster({
     regions: 2,
+    tier: 'C',
     tables: 'create table likes (id int primary key, n int not null, note text)',
   });
   await cluster.install();
@@ -272,4 +274,95 @@ test('without agents the whole table is compared; what waits in the streams then
   await cluster.query('tokyo', 'update likes set n = n + 1 where id = 20');
   await session.query('commit');
   await cluster.converged();
+});
+
+const FAMILIES = `
+  create table wholes (id int primary key, v text, n int not null default 0);
+  create table parts (id int primary key, v text, n int not null default 0, tags text[] not null default '{}', top int);
+  create table beside (id int primary key, v text, n int not null default 0);
+  create table firsts (id int primary key, v text, n int not null default 0);
+  create table decided (id int primary key, v text, n int not null default 0);
+  create table homes (id int primary key, v text, n int not null default 0, home text not null default coregent_home());
+  create function longest(versions decided[]) returns decided language sql immutable
+    as 'select x from unnest(versions) x order by length(x.v) desc, x.v limit 1';`;
+const RULES = {
+  'public.wholes': {},
+  'public.parts': { conflict: 'columns', columns: { n: 'counter', tags: 'set', top: 'max' } },
+  'public.beside': { conflict: 'siblings' },
+  'public.firsts': { conflict: 'fww' },
+  'public.decided': { conflict: 'custom', custom: 'public.longest' },
+  'public.homes': { owner: { column: 'home' } },
+};
+
+test('a column is added and dropped, and a table is added, under every rule while both regions write', async () => {
+  const names = Object.keys(RULES).map((label) => label.slice('public.'.length));
+  const tables = `create function coregent_home() returns text language sql as 'select null::text';${FAMILIES}`;
+  await using cluster = await makeCluster({ regions: 2, tables, config: { tables: RULES } });
+  await cluster.install();
+  await cluster.startAgents();
+  const own = { tokyo: 1, frankfurt: 2 } as const;
+  for (const region of cluster.regions) {
+    for (const name of names) {
+      const home = name === 'homes' ? ', home' : '';
+      const id = own[region as keyof typeof own];
+      await cluster.query(region, `insert into ${name} (id, v${home}) values (${id}, ''${home && `, '${region}'`})`);
+    }
+  }
+  await cluster.converged();
+  let count = 0;
+  const write = async (): Promise<void> => {
+    count++;
+    for (const region of cluster.regions) {
+      for (const name of names) {
+        const id = own[region as keyof typeof own];
+        await cluster.query(region, `update ${name} set n = n + 1, v = v || 'x' where id = $1`, [id]);
+        if (name === 'parts')
+          await cluster.query(region, 'update parts set n = n + 1, tags = tags || $1::text', [region]);
+      }
+    }
+  };
+  const everyTable = async (region: string, text: (name: string) => string): Promise<void> => {
+    for (const name of names) await cluster.query(region, text(name));
+  };
+  await everyTable('tokyo', (name) => `alter table ${name} add column more text default 'some'`);
+  await write();
+  await everyTable('frankfurt', (name) => `alter table ${name} add column more text default 'some'`);
+  await write();
+  await cluster.converged();
+  for (const region of cluster.regions) {
+    const id = own[region as keyof typeof own];
+    await everyTable(region, (name) => `update ${name} set more = '${region}' where id = ${id}`);
+  }
+  await cluster.converged();
+  for (const name of names) {
+    const all = `select string_agg(id || more || length(v), ' ' order by id) from ${name}`;
+    const expected = `1tokyo${count} 2frankfurt${count}`;
+    expect(await eachRegion(cluster, all), name).toEqual([expected, expected]);
+  }
+  // A number that both added to: once for their own row, and once for each.
+  expect(await eachRegion(cluster, 'select array_agg(n order by id)::text from parts')).toEqual(
+    [1, 2].map(() => `{${3 * count},${3 * count}}`),
+  );
+
+  await everyTable('frankfurt', (name) => `alter table ${name} drop column more`);
+  await write();
+  await everyTable('tokyo', (name) => `alter table ${name} drop column more`);
+  await write();
+  await cluster.everywhere('create table later (id int primary key, n int not null default 0)');
+  await cluster.query('tokyo', 'insert into later select generate_series(1, 10)');
+  const more = { tables: { ...RULES, 'public.later': { columns: { n: 'counter' } } } };
+  expect(await cluster.cliWith(more, 'apply')).toMatchObject({ code: 0, err: '' });
+  await Promise.all(cluster.regions.map((region) => cluster.query(region, 'update later set n = n + 1')));
+  await write();
+  await cluster.converged();
+  expect(await cluster.value('frankfurt', 'select count(*)::int from later')).toBe(10);
+  expect((await cluster.cli('verify')).code).toBe(0);
+
+  await cluster.everywhere('alter table parts drop column top');
+  const refused = await cluster.cliWith(more, 'apply');
+  expect(refused).toMatchObject({ code: 5 });
+  expect(refused.err).toMatch(/public\.parts in tokyo: has no column top, which has the rule max: Correct/);
+  expect((await cluster.cliWith(more, 'doctor')).out).toMatch(
+    /public\.parts[\s\S]*has no column top, which has the rule max/,
+  );
 });

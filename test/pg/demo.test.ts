@@ -141,6 +141,7 @@ describe('a world', () => {
     expect(verdicts.map(({ table }) => table)).toEqual([
       'public.carts',
       'public.customers',
+      'public.documents',
       'public.order_items',
       'public.orders',
       'public.products',
