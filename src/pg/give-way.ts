@@ -78,7 +78,10 @@ export async function childrenOf(
   }));
 }
 
-/** Records rows of two keys, or of none, that could not stay together. */
+/**
+ * Records rows of two keys, or of none, that could not stay together. The two versions may be on record already, from when they met as
+ * writes of one key: what became of them is what counts, unless a person has settled it since.
+ */
 export async function recordConflict(
   { client }: Session,
   conflict: {
@@ -96,7 +99,11 @@ export async function recordConflict(
   const { table, key, kind, rule, outcome, local, incoming, localRow, incomingRow } = conflict;
   const { rows } = await client.query(
     `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row)
-      values ($1, $2::jsonb, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb) on conflict do nothing returning kind, outcome`,
+      values ($1, $2::jsonb, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb)
+      on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
+        do update set kind = excluded.kind, rule = excluded.rule, outcome = excluded.outcome
+        where conflict_record.kind <> excluded.kind and conflict_record.settled_at is null
+      returning kind, outcome`,
     [table, key, kind, rule, outcome, local, incoming, localRow, incomingRow],
   );
   return rows.map((row) => ({ table, kind: row.kind, outcome: row.outcome, equalVersions: false }));

@@ -307,6 +307,19 @@ describe('foreign keys', () => {
     expect(await tokyo.value(ORDERS)).toBe('1 default, 3 three');
   });
 
+  it('no action: a parent whose own write the delete had not seen is on record once, as written again', async () => {
+    await tokyo.sql(`insert into orders values (1, 'tokyo')`);
+    await virginia.sql(`insert into orders values (1, 'virginia')`);
+    await virginia.sql('insert into bills values (1, 1)');
+    await tokyo.sql('delete from orders where id = 1');
+    await settleAll();
+    for (const region of world.regions) expect(await region.value('select note from orders')).toBe('virginia');
+    const records = await virginia.value(
+      `select string_agg(kind || ' ' || outcome, ', ' order by id) from coregent.conflicts where incoming_row is null`,
+    );
+    expect(records).toBe('delete_referenced keep');
+  });
+
   it('a child whose parent is on its way is left alone', async () => {
     await tokyo.sql(`insert into orders values (7, 'seven')`);
     await frankfurt.pull(tokyo);

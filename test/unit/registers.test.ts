@@ -22,6 +22,7 @@ import {
   type Write,
 } from '../../src/resolve/registers.ts';
 import { contains, covers } from '../../src/resolve/vector.ts';
+import { editText } from '../../src/text.ts';
 
 const RUNS = Number(process.env.COREGENT_RUNS ?? 120);
 
@@ -32,6 +33,7 @@ const SHAPE: Shape = {
   maps: ['doc'],
   maxima: ['high'],
   minima: ['low'],
+  texts: ['body'],
 };
 const REGIONS = [1, 2, 3];
 const ELEMENTS = ['x', 'y', 'z'];
@@ -45,6 +47,8 @@ interface Change {
   readonly remove?: string | undefined;
   readonly doc?: { readonly path: readonly string[]; readonly to: Doc | undefined } | undefined;
   readonly high?: bigint | undefined;
+  /** Put into the document `body`; `null`: it is none any more. */
+  readonly edit?: string | undefined;
 }
 
 type Step =
@@ -67,6 +71,7 @@ const change: fc.Arbitrary<Change> = fc.record({
     }),
   ),
   high: some(fc.bigInt({ min: 0n, max: 9n })),
+  edit: some(fc.constantFrom('u', 'v', 'null')),
 });
 const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 6, arbitrary: fc.record({ do: fc.constant('put' as const), at: place, change }) },
@@ -81,9 +86,10 @@ const EMPTY: Values = {
   sets: { tags: [] },
   maps: { doc: undefined },
   bounds: { high: 0n, low: 9n },
+  texts: { body: null },
 };
 
-function changed(values: Values, { a, b, n = 0n, add, remove, doc, high }: Change): Values {
+function changed(values: Values, { a, b, n = 0n, add, remove, doc, high, edit }: Change): Values {
   const tags = [...values.sets.tags!, ...(add === undefined ? [] : [add])].filter((each) => each !== remove);
   return {
     registers: { a: a ?? values.registers.a!, b: b ?? values.registers.b! },
@@ -91,7 +97,14 @@ function changed(values: Values, { a, b, n = 0n, add, remove, doc, high }: Chang
     sets: { tags },
     maps: { doc: doc ? put(values.maps.doc, doc.path, doc.to) : values.maps.doc },
     bounds: { high: high ?? values.bounds.high!, low: 9n - (high ?? 0n) },
+    texts: { body: edit === undefined ? values.texts!.body! : edited(values.texts!.body!, edit) },
   };
+}
+
+function edited(body: string | null, edit: string): string | null {
+  if (edit === 'null') return null;
+  const document = editText(body === null ? null : Buffer.from(body, 'base64'), [{ at: 0, insert: edit }]);
+  return Buffer.from(document).toString('base64');
 }
 
 /** The document with something else at this path, or without it. */
