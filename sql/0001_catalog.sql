@@ -103,10 +103,9 @@ create table coregent.conflict_record (
   settled_version bigint
 );
 create index on coregent.conflict_record (recorded_at, id);
--- Two writes meet once, whichever of them comes second, and however it comes again: streamed, copied or repaired. The rule tells a
--- meeting in one row from those of several rows in a key.
+-- Two writes meet once, whichever of them comes second, and however it comes again: streamed, copied or repaired.
 create unique index conflict_once on coregent.conflict_record
-  (least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0), rule)
+  (least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0))
   where incoming_version <> local_version;
 -- A row that gives way for its unique value does so once, whatever becomes of the other row meanwhile.
 create unique index conflict_lost on coregent.conflict_record

@@ -203,8 +203,8 @@ export async function checkRecords(regions: readonly Asked[]): Promise<Verdict> 
   let records = 0;
   for (const { name, query } of regions) {
     const twice = await query(
-      `select table_name, key, least(local_version, incoming_version) as l, greatest(local_version, incoming_version) as i, rule,
-        count(*) as times, array_agg(kind) as kinds from coregent.conflict_record group by 1, 2, 3, 4, 5 having count(*) > 1`,
+      `select table_name, key, least(local_version, incoming_version) as l, greatest(local_version, incoming_version) as i,
+        count(*) as times, array_agg(kind) as kinds from coregent.conflict_record group by 1, 2, 3, 4 having count(*) > 1`,
     );
     for (const row of twice.rows) {
       const what = `${row.table_name} ${JSON.stringify(row.key)} (${row.l}, ${row.i})`;

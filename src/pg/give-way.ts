@@ -2,6 +2,7 @@ import { deletesName, PARENT, type Table, tableLabel, tombstoneName, VERSION } f
 import type { Version } from '../model/version.ts';
 import { ident, literal, qualified } from '../quote.ts';
 import { sameKey } from '../resolve/key.ts';
+import { ONE_MEETING } from '../resolve/parts.ts';
 import { imageJson } from '../resolve/staged.ts';
 import { type ForeignKey, refers } from './foreign.ts';
 import type { Session } from './mend.ts';
@@ -97,12 +98,15 @@ export async function recordConflict(
   },
 ): Promise<RecordedConflict[]> {
   const { table, key, kind, rule, outcome, local, incoming, localRow, incomingRow } = conflict;
+  const restated = `${ONE_MEETING}
+        do update set kind = excluded.kind, rule = excluded.rule, outcome = case
+          when conflict_record.local_version = excluded.local_version then excluded.outcome
+          when excluded.outcome = 'keep' then 'apply' else 'keep' end
+        where conflict_record.kind <> excluded.kind and conflict_record.settled_at is null`;
   const { rows } = await client.query(
     `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row)
       values ($1, $2::jsonb, $3, $4, $5, $6, $7, $8::jsonb, $9::jsonb)
-      on conflict (incoming_version, local_version, table_name, jsonb_hash_extended(key, 0)) where incoming_version <> local_version
-        do update set kind = excluded.kind, rule = excluded.rule, outcome = excluded.outcome
-        where conflict_record.kind <> excluded.kind and conflict_record.settled_at is null
+      on conflict ${rule === 'unique' ? 'do nothing' : restated}
       returning kind, outcome`,
     [table, key, kind, rule, outcome, local, incoming, localRow, incomingRow],
   );

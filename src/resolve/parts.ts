@@ -16,7 +16,7 @@ import { imageJson, type Sources, sources } from './staged.ts';
 const REGION = '127';
 
 /** What makes two records of one meeting one, whichever write came second: the target of an `on conflict`. */
-export const ONE_MEETING = `(least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0), rule)
+export const ONE_MEETING = `(least(local_version, incoming_version), greatest(local_version, incoming_version), table_name, jsonb_hash_extended(key, 0))
     where incoming_version <> local_version`;
 
 /** What statements over a table's rows are made of, whatever its rule. Aliases: `t` a row here, `x` its tombstone, `s` what is staged. */

@@ -112,8 +112,8 @@ function winnersOf(writes: readonly ContestedWrite[]): Map<number, ContestedWrit
 
 async function checkRecords(query: Query, say: Say): Promise<void> {
   const { rows: twice } = await query(
-    `select table_name, key, least(local_version, incoming_version), greatest(local_version, incoming_version), rule,
-      count(*) as times, array_agg(kind) as kinds from coregent.conflict_record group by 1, 2, 3, 4, 5 having count(*) > 1`,
+    `select table_name, key, least(local_version, incoming_version), greatest(local_version, incoming_version),
+      count(*) as times, array_agg(kind) as kinds from coregent.conflict_record group by 1, 2, 3, 4 having count(*) > 1`,
   );
   for (const row of twice) {
     say(`a conflict of ${row.table_name} ${JSON.stringify(row.key)} is recorded ${row.times} times (${row.kinds})`);
