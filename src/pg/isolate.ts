@@ -105,6 +105,7 @@ export class Isolation {
   /** The local transaction was rolled back. */
   rolledBack(): void {
     this.#held.clear();
+    this.#parked = 0;
   }
 
   async #settleHeld(): Promise<void> {
