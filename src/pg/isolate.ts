@@ -106,6 +106,7 @@ export class Isolation {
   /** The local transaction was rolled back. */
   rolledBack(): void {
     this.#held.clear();
+    this.#parked = 0;
   }
 
   async #settleHeld(): Promise<void> {
