@@ -80,9 +80,13 @@ export async function settleCarefully(
   if (compiled.making) await ways.make(target, keys());
 }
 
-/** A statement that calls a function of the application's may take so long, in ms, and so much more for each row but the first. */
+/**
+ * A statement that calls a function of the application's may take so long, in ms, and so much more for each row. Alone a row has longer:
+ * on a busy machine anything may take a second.
+ */
 const CALL_MS = 1_000;
 const CALL_ROW_MS = 1;
+const CALL_ALONE_MS = 5_000;
 /** A lock that takes longer is no fault of the function: the batch is tried again. */
 const CALL_LOCK_MS = 800;
 
@@ -97,7 +101,7 @@ export async function withinTime<T>(
   work: () => Promise<T>,
 ): Promise<T> {
   if (compiled.calls === undefined) return await work();
-  const limitMs = CALL_MS + CALL_ROW_MS * Math.max(0, rows - 1);
+  const limitMs = rows > 1 ? CALL_MS + CALL_ROW_MS * rows : CALL_ALONE_MS;
   queue([timeouts(CALL_LOCK_MS, limitMs)]);
   try {
     const done = await work();
