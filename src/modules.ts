@@ -162,8 +162,11 @@ class Running {
     const made: MadeRow[] = [];
     let timer: NodeJS.Timeout | undefined;
     const whole = await new Promise<boolean>((done) => {
+      let failed = false;
       const fail = (error: string): void => {
-        made.push({ error });
+        // A thread that fails ends, too: both are the same row's.
+        if (!failed) made.push({ error });
+        failed = true;
         done(false);
       };
       const wait = (): void => {
@@ -225,9 +228,10 @@ async function startThread(code: string): Promise<Worker | string> {
     : broken;
 }
 
-/** A thread listens to itself too: not to all. */
+/** A thread listens to itself too: not to all. One that is about to end may fail yet, which is nobody's. */
 function hearNothing(thread: Worker): void {
   for (const event of ['message', 'error', 'exit']) thread.removeAllListeners(event);
+  thread.on('error', () => {});
 }
 
 /** A module's JavaScript. Throws `config_invalid` for TypeScript that is not erasable, or no TypeScript at all. */

@@ -316,7 +316,6 @@ describe.each(KEPT)('$rule.conflict in three regions', (kept) => {
   it(
     'INV-C, INV-X: each in its own order, ends as the specification says, with its conflicts, and learns nothing from hearing all again',
     async () => {
-      const met = new Set<string>();
       let merged = 0;
       await fc.assert(
         fc.asyncProperty(histories, manners(kept.key === 'numeric'), async (history, manner) => {
@@ -331,14 +330,18 @@ describe.each(KEPT)('$rule.conflict in three regions', (kept) => {
               expect(recorded).toEqual(expectedConflicts(played, REGIONS[index]!, manner.streamed));
             }
             expect(again).toEqual(content);
-            for (const line of recorded) met.add(line.split(' ')[2]!);
           }
           for (const [, state] of played.finals.get(1)!) if (state.versions.length > 1) merged++;
         }),
         { numRuns: RUNS },
       );
-      expect(met.size).toBe(4);
       expect(merged).toBeGreaterThan(RUNS / 10);
+      // Such histories meet every kind of conflict.
+      const met = fc.sample(fc.tuple(histories, manners(false)), 500).flatMap(([history, manner]) => {
+        const played = play(history, manner, kept.shows);
+        return REGIONS.flatMap((region) => expectedConflicts(played, region, manner.streamed));
+      });
+      expect(new Set(met.map((line) => line.split(' ')[2])).size).toBe(4);
     },
     TIMEOUT_MS,
   );

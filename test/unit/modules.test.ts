@@ -80,14 +80,14 @@ describe('modules', () => {
     ['{ throw new Error("not this one") }', 'not this one'],
     ['{ throw "a text" }', 'a text'],
     ['process.exit(1)', 'ended its thread'],
-    ['{ const all = []; for (;;) all.push(new Array(1e6).fill(all.length)) }', 'memory'],
+    ['{ const all = []; for (;;) all.push(new Array(1e6).fill(all.length)) }', /memory|took longer/],
   ])('that give %s are told what is wrong, and go on with the next row', async (body, message) => {
     const odd = await rule(
       `export default (versions) => versions[0].row.n === 1 ? versions[0].row : ${body.startsWith('{') ? `(() => ${body})()` : body}`,
       'js',
     );
     const [bad, good] = await modules.make(odd, [row({ id: '1', n: '0' }), row({ id: '2', n: '1' })]);
-    expect((bad as { error: string }).error).toContain(message);
+    expect((bad as { error: string }).error).toMatch(message);
     expect(good).toEqual({ made: '{"n":1}' });
   });
 
