@@ -94,10 +94,18 @@ test.each<Tier>(['A', 'C'])(
       );
     }
     await cluster.converged();
-    const recorded = `select string_agg(concat_ws(' ', kind, rule, outcome, key ->> 'id'), ', ' order by kind) from coregent.conflicts`;
-    expect(await cluster.value('frankfurt', recorded)).toBe(
-      'delete_referenced no action keep 2, insert_exists unique keep 10',
+    // Whoever hears of the row that gave way and of its delete at once has met neither.
+    const recorded = await Promise.all(
+      cluster.regions.map((region) =>
+        cluster.value(region, `select array_agg(concat_ws(' ', kind, rule, key ->> 'id')) from coregent.conflicts`),
+      ),
     );
+    expect([...new Set(recorded.flat())].sort()).toEqual([
+      'delete_referenced no action 2',
+      'insert_exists unique 10',
+      // Where foreign keys fire, the parent is written over a delete that could not be carried out.
+      ...(tier === 'C' ? ['update_missing lww 2'] : []),
+    ]);
   },
 );
 
