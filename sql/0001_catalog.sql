@@ -93,8 +93,9 @@ create table coregent.conflict_record (
   outcome text not null,
   local_version bigint not null,
   incoming_version bigint not null,
-  local_row jsonb,
-  incoming_row jsonb,
+  -- As text: each is written by the thousand, and read once if at all.
+  local_row json,
+  incoming_row json,
   -- What a person made of it afterwards.
   settled_at timestamptz,
   settled_by text,
@@ -494,8 +495,8 @@ select
   -- When each side was written, by its writer's clock; null for what was there before replication.
   case when c.local_version > 127 then coregent.version_time(c.local_version) end as local_at,
   case when c.incoming_version > 127 then coregent.version_time(c.incoming_version) end as incoming_at,
-  c.local_row,
-  c.incoming_row,
+  c.local_row::jsonb,
+  c.incoming_row::jsonb,
   c.settled_at,
   c.settled_by,
   c.settled_how,

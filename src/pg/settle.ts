@@ -117,7 +117,7 @@ async function changeSince(
   if (now.version === record[`${left}_version`]) return undefined;
   const { rows } = await client.query(
     `select c.name, n.value as now from unnest($2::text[]) as c (name), lateral (select left(($3::jsonb -> c.name)::text, 60)) n (value)
-      where (select ${left}_row -> c.name from coregent.conflict_record where id = $1) is distinct from $3::jsonb -> c.name`,
+      where (select ${left}_row -> c.name from coregent.conflicts where id = $1) is distinct from $3::jsonb -> c.name`,
     [record.id, columnsOf(table).map(({ name }) => name), await imageText(client, record, table)],
   );
   // A version of its own with the same values: a row that was merged, or written again.
@@ -386,7 +386,7 @@ async function wantedOf(
   for (const [name, from] of 'merge' in choice ? choice.merge : []) {
     parts.push(`jsonb_build_object(${literal(name)}, ${from}_row -> ${literal(name)})`);
   }
-  const source = `select ${parts.join(' || ')} as row from coregent.conflict_record where id = $1`;
+  const source = `select ${parts.join(' || ')} as row from coregent.conflicts where id = $1`;
   // A `json` is in the record as its text, since not every one could be read as a jsonb.
   const texts = columns.filter(({ holdsJson }) => holdsJson).map(({ name }) => name);
   const value = ({ name }: Column): string => {

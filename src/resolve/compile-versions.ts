@@ -160,7 +160,7 @@ export function compileVersions(table: Table): Compiled {
     joinRows: `with ${met},
       recorded as (${into} select ${label}, _coregent_key, $2, ${named}, ${outcome('_coregent_local', '_coregent_incoming')}, _coregent_local, _coregent_incoming,
           _coregent_local_row, _coregent_incoming_row from met where _coregent_two = 'both'
-        union all select ${label}, _coregent_key, $2, ${named}, ${outcome('l.v', 'n.v')}, l.v, n.v, ${image('l.version')}, ${image('n.version')}
+        union all select ${label}, _coregent_key, $2, ${named}, ${outcome('l.v', 'n.v')}, l.v, n.v, (${image('l.version')})::json, (${image('n.version')})::json
           from (select * from met where _coregent_two is null offset 0) met cross join ${each('_coregent_came', 'n')} cross join ${each('_coregent_here', 'l')}
           where ${unheard} ${told}),
       plain as (update ${target} t set ${set('n', [])} from met n where ${onMet} and ${showsCame === undefined ? `n._coregent_two = 'new'` : `n._coregent_two in ('new', 'both')`}),

@@ -54,7 +54,7 @@ export interface Parts {
    * values of both that are found out there, under the lock. {@link image} is for these.
    */
   met(where: string, as: Readonly<Record<string, string>>): string;
-  /** The application's columns of `t` or `s` of {@link met}, as `jsonb` for a record. */
+  /** The application's columns of `t` or `s` of {@link met}, as `json` for a record. */
   image(alias: 't' | 's'): string;
   /** How a conflict is recorded: `label` names the table. */
   readonly label: string;
@@ -156,7 +156,7 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
     keyJson: (alias) =>
       `jsonb_build_object(${table.key.map((name) => `${literal(name)}, ${alias}.${ident(name)}`).join(', ')})`,
     met,
-    image: (alias) => `to_jsonb(_coregent_image_${alias}.*)`,
+    image: (alias) => `row_to_json(_coregent_image_${alias}.*)`,
     label: literal(tableLabel(table)),
     into: `insert into coregent.conflict_record (table_name, key, kind, rule, outcome, local_version, incoming_version, local_row, incoming_row)`,
     told: `on conflict ${ONE_MEETING}
