@@ -5,6 +5,7 @@ import { regionOf, type Version } from '../model/version.ts';
 import { isReplica } from './applier.ts';
 import { readTables } from './catalog.ts';
 import { readUniques, type Uniques } from './claims.ts';
+import { transaction } from './connect.ts';
 import { type ForeignKey, readKeys } from './foreign.ts';
 import { mendForeign } from './mend-foreign.ts';
 import { mendKeys } from './mend-keys.ts';
@@ -87,17 +88,7 @@ export async function mendRegion(
     unparked: 0,
     wrote: false,
     run,
-    transaction: async (work) => {
-      await client.query('begin');
-      try {
-        const result = await work();
-        await client.query('commit');
-        return result;
-      } catch (error) {
-        await client.query('rollback');
-        throw error;
-      }
-    },
+    transaction: (work) => transaction(client, work),
     attempt: async (work) => {
       await client.query('savepoint attempted');
       try {

@@ -12,8 +12,7 @@ import { makingTexts } from './texts.ts';
 export function compileRegisters(table: Table): Compiled {
   const parts = partsOf(table, { burialState: true });
   const { target, tombs, rowColumns, tombstoneColumns, hasTexts } = parts;
-  const { list, onKey, v, p, first, seen, set, json, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
-    parts;
+  const { list, onKey, v, p, first, seen, set, json, keyJson, label, into, told, onlyKey, fromRows, bury } = parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
   const rule = literal(table.rule.conflict === 'columns' ? 'columns' : 'lww');
 
@@ -30,11 +29,6 @@ export function compileRegisters(table: Table): Compiled {
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${simple('t')} and not ${older('t')}
       and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
-  const bury = (
-    onConflict: string,
-  ): string => `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
-      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s where (select ${noteDeletes})
-      ${onConflict})`;
   const buried = bury(`on conflict (${list(table.key)}) do update set ${tombstoneColumns
     .filter((name) => !(table.exactKey && table.key.includes(name)))
     .map((name) => `${ident(name)} = excluded.${ident(name)}`)

@@ -15,8 +15,7 @@ export function compileVersions(table: Table): Compiled {
   const { rule } = table;
   const parts = partsOf(table, { burialState: true });
   const { target, tombs, rowType, tombstoneType, rowColumns, tombstoneColumns, hasTexts } = parts;
-  const { list, onKey, v, p, first, seen, set, nth, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
-    parts;
+  const { list, onKey, v, p, first, seen, set, nth, keyJson, label, into, told, onlyKey, fromRows, bury } = parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
   const { one, versions, seenBy, saw, showsCame, buries, image, written, outcome, calls, making } = arraysOf(
     table,
@@ -36,11 +35,6 @@ export function compileVersions(table: Table): Compiled {
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${simple('t', 's')}
       and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
-  const bury = (
-    onConflict: string,
-  ): string => `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
-      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s where (select ${noteDeletes})
-      ${onConflict})`;
   // Of several deletes the last one gives version and parent; it has seen what any of them had.
   const later = (name: string): string =>
     `case when ${v('x')} < ${v('excluded')} then excluded.${ident(name)} else x.${ident(name)} end`;

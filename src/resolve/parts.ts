@@ -65,8 +65,8 @@ export interface Parts {
   /** Without a target every unique index would be asked, and a deferrable one refuses that. */
   readonly onlyKey: string;
   readonly fromRows: string;
-  /** A condition that says that the table has deletes, as a side effect. */
-  readonly noteDeletes: string;
+  /** CTEs: `s`, the staged tombstones, and `buried`, which writes them, and says that the table has deletes. */
+  bury(onConflict: string): string;
 }
 
 /** `burialState`: tombstones have a state. */
@@ -168,6 +168,9 @@ export function partsOf(table: Table, { burialState = false } = {}): Parts {
       union all select null, null, null, null, count(*) filter (where ${local} <> ${incoming}) from met`,
     onlyKey: `(${list(table.key)}) do nothing`,
     fromRows: `insert into ${target} (${list(rowColumns)}) overriding system value`,
-    noteDeletes: `pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0`,
+    bury: (onConflict) => `with s as materialized (select s.* from ${from.tombstonesInOrder}), buried as (
+      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s
+        where (select pg_sequence_last_value(${noted}) is not null or nextval(${noted}) > 0)
+      ${onConflict})`,
   };
 }

@@ -7,8 +7,7 @@ import { partsOf } from './parts.ts';
 export function compileRows(table: Table): Compiled {
   const parts = partsOf(table);
   const { target, tombs, rowType, tombstoneType, rowColumns, tombstoneColumns, hasTexts } = parts;
-  const { list, onKey, v, p, first, seen, set, nth, json, keyJson, label, into, told, onlyKey, fromRows, noteDeletes } =
-    parts;
+  const { list, onKey, v, p, first, seen, set, nth, json, keyJson, label, into, told, onlyKey, fromRows, bury } = parts;
   const { rows, tombstones, rowsInOrder, updatesInOrder, tombstonesInOrder } = parts.from;
   const user = table.columns.map((column) => column.name);
   const keyExact = table.exactKey;
@@ -39,11 +38,6 @@ export function compileRows(table: Table): Compiled {
     unknown: readonly number[],
   ): string => `update ${target} t set ${set('s', unknown)} from ${unknown.length === 0 ? rowsInOrder : updatesInOrder}
       where ${onKey('t', 's')} and ${v('t')} < ${v('s')} and ${unknown.length === 0 ? seen('s', 't') : `${v('t')} in (${first('s')}, ${p('s')})`}`;
-  const bury = (
-    onConflict: string,
-  ): string => `with s as materialized (select s.* from ${tombstonesInOrder}), buried as (
-      insert into ${tombs} as x (${list(tombstoneColumns)}) select ${list(tombstoneColumns, 's')} from s where (select ${noteDeletes})
-      ${onConflict})`;
   const buried = bury(`on conflict (${list(table.key)}) do update set ${tombstoneColumns
     .filter((name) => !(keyExact && table.key.includes(name)))
     .map((name) => `${ident(name)} = excluded.${ident(name)}`)
