@@ -12,11 +12,13 @@ import { checkDisk, checkQuiet } from './checks/quiet.ts';
 import { checkLost, checkRecords, checkWholeRows, readOutcome, settled } from './checks/registers.ts';
 import { checkParts, checkVersions } from './checks/rules.ts';
 import { checkValues } from './checks/values.ts';
-import { passed, type Verdict } from './checks/verdict.ts';
+import { type Asked, passed, type Verdict } from './checks/verdict.ts';
 import { type Happened, startStorm } from './faults/storm.ts';
 import { History } from './history.ts';
 import { seedRows, startLoad } from './load/load.ts';
+import { tombstonesOf } from './load/register.ts';
 import type { Options } from './options.ts';
+import { ACCOUNTS, CHILDREN, TEAMS } from './tables.ts';
 import { type Seen, startWatch } from './watch.ts';
 import { makeWorld, type World } from './world.ts';
 
@@ -170,6 +172,24 @@ async function keepEvidence(world: World, history: History, results: Results): P
   await writeFile(join(world.folder, 'versions.json'), JSON.stringify(history.versions, plain));
   const { values, children } = history;
   await writeFile(join(world.folder, 'values.json'), JSON.stringify({ values, children: [...children] }));
+  for (const { name, query } of world.regions) {
+    const rows: Record<string, unknown> = {};
+    try {
+      for (const table of await tablesOf(query)) rows[table] = (await query(`select * from ${table}`)).rows;
+    } catch (error) {
+      rows.failed = (error as Error).message;
+    }
+    await writeFile(join(world.folder, `rows-${name}.json`), JSON.stringify(rows, plain));
+  }
+}
+
+/** What was recorded, what is parked, and families of rows with their deletes: what is looked at first when a law was violated. */
+async function tablesOf(query: Asked['query']): Promise<string[]> {
+  const families = [...Object.keys(CHILDREN), TEAMS.name, ACCOUNTS.name];
+  const graves: string[] = [];
+  for (const name of families)
+    graves.push(await tombstonesOf({ query } as Parameters<typeof tombstonesOf>[0], { name }));
+  return ['coregent.conflict_record', 'coregent.parked', ...families, ...graves];
 }
 
 function countBy(names: readonly string[]): Record<string, number> {

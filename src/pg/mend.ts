@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { classify } from '../model/error.ts';
-import { tableLabel } from '../model/table.ts';
+import { type Table, tableLabel } from '../model/table.ts';
 import { regionOf, type Version } from '../model/version.ts';
 import { isReplica } from './applier.ts';
 import { readTables } from './catalog.ts';
@@ -66,12 +66,11 @@ export async function mendRegion(
   if (await isReplica(client)) await client.query('set session_replication_role = origin').catch(() => {});
   // A row that gives way goes, whoever owns it.
   await client.query(`select set_config('${ANY_OWNER}', 'on', false)`);
-  // What is passed over for now was not heard of.
-  const { rows: paused } = await client.query('select table_name from coregent.paused');
-  const missing = new Set(paused.map(({ table_name }) => table_name));
-  const tables = (await readTables(client, name)).filter((table) => !missing.has(tableLabel(table)));
+  const all = await readTables(client, name);
+  const references = await readKeys(client, all);
+  const missing = await notHeardOf(client, all, references);
+  const tables = all.filter(({ oid }) => !missing.has(oid));
   const targets = await prepareToApply(client, tables);
-  const keys = await readKeys(client, tables);
   const failed: Mended['failed'][number][] = [];
   const run: Session['run'] = async (steps) => {
     const { results, error } = await runScript(client, steps);
@@ -84,7 +83,7 @@ export async function mendRegion(
     neighbours,
     targets: new Map(targets.map((target) => [tableLabel(target.staging.table), target])),
     uniques: await readUniques(client, tables),
-    keys: keys.filter(({ child }) => !missing.has(tableLabel(child))),
+    keys: references.filter(({ parent }) => !missing.has(parent)),
     unparked: 0,
     wrote: false,
     run,
@@ -119,4 +118,27 @@ export async function mendRegion(
   const hearsay = new Hearsay(neighbours);
   const conflicts = [...(await mendKeys(session, hearsay)), ...(await mendForeign(session, hearsay))];
   return { conflicts, unparked: session.unparked, wrote: session.wrote, failed };
+}
+
+/**
+ * Tables of which something is passed over for now, and those that foreign keys tie to them: who decides about a row must know all
+ * rows that refer to it, and those that it refers to.
+ */
+async function notHeardOf(
+  client: pg.Client,
+  tables: readonly Table[],
+  keys: readonly ForeignKey[],
+): Promise<ReadonlySet<number>> {
+  const { rows } = await client.query('select distinct table_name from coregent.paused');
+  const paused = new Set(rows.map(({ table_name }) => table_name));
+  const missing = new Set(tables.flatMap((table) => (paused.has(tableLabel(table)) ? table.oid : [])));
+  let before: number;
+  do {
+    before = missing.size;
+    for (const { child, parent } of keys) {
+      if (!missing.has(parent) && !missing.has(child.oid)) continue;
+      missing.add(parent).add(child.oid);
+    }
+  } while (missing.size > before);
+  return missing;
 }

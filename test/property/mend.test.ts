@@ -268,6 +268,27 @@ describe('foreign keys', () => {
     await settleAll();
   };
 
+  it('B12, INV-F: nothing is decided about a row while something of those that refer to it is passed over', async () => {
+    await tokyo.sql(`insert into orders values (1, 'n', 'b')`);
+    await settleAll();
+    await frankfurt.sql('insert into lines values (1, 1)');
+    await tokyo.sql('delete from orders');
+    await frankfurt.pull(tokyo);
+    await frankfurt.applier.client.query(
+      `insert into coregent.paused (slot, table_id, table_name, reason)
+        select 'beside', table_id, 'public.lines', 'to be joined' from coregent.tables where table_name = 'lines'`,
+    );
+    await frankfurt.mend(world.regions);
+    expect(await frankfurt.value('select count(*)::int from coregent.parked')).toBe('1');
+    expect(await frankfurt.value('select count(*)::int from lines')).toBe('1');
+    await frankfurt.applier.client.query(`delete from coregent.paused where slot = 'beside'`);
+    await settleAll();
+    expect(await virginia.value('select count(*)::int from lines')).toBe('0');
+    expect(await records(frankfurt, `kind, rule, outcome, table_name, key ->> 'id'`)).toEqual([
+      'delete_referenced cascade apply public.lines 1',
+    ]);
+  });
+
   it('B12: cascade: a delete takes along the child that another region added, and the child is in the record', async () => {
     await begin();
     await tokyo.sql('delete from orders where id = 2');
