@@ -1,7 +1,7 @@
 import { seeded } from '../../test/world/random.ts';
 import { History } from '../history.ts';
 import type { Options } from '../options.ts';
-import { HITS, imageSql } from '../tables.ts';
+import { HITS, imageSql, keySql, LEDGER, type RegisterTable } from '../tables.ts';
 import type { World } from '../world.ts';
 import { FAMILIES } from './families.ts';
 import { GROUPS } from './groups.ts';
@@ -45,23 +45,30 @@ export async function seedRows(world: World, history: History): Promise<void> {
       `insert into pairs select $1::int * 100 + s, p, 'begin' from generate_series(1, $2::int) s, generate_series(1, $3::int) p`,
       [index, PAIRS.sets, PAIRS.parts],
     );
-    await region.query('insert into ledger select $1::int * 1000 + n, $2, $3::int from generate_series(1, $4::int) n', [
-      index,
-      region.name,
-      LEDGER_ROWS.each,
-      LEDGER_ROWS.perRegion,
-    ]);
+    const ledger = 'insert into ledger as t select $1::int * 1000 + n, $2, $3::int from generate_series(1, $4::int) n';
+    await seed(history, region, LEDGER, ledger, [index, region.name, LEDGER_ROWS.each, LEDGER_ROWS.perRegion]);
   }
   const [first] = world.regions;
   await first!.query('insert into posts (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
   await first!.query('insert into notes (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
   await first!.query('insert into profiles (id) select generate_series(1, $1::int)', [KEPT_ROWS]);
-  const { rows } = await first!.query(
-    `insert into hits as t select n, 0, 'begin' from generate_series(1, 12) n
-      returning t.id::text as key, t._coregent_version as version, ${imageSql(HITS, 't')} as image`,
+  await seed(history, first!, HITS, `insert into hits as t select n, 0, 'begin' from generate_series(1, 12) n`);
+}
+
+/** Inserts rows, whose table is `t`, and remembers who wrote them. */
+async function seed(
+  history: History,
+  { name, query }: World['regions'][number],
+  table: RegisterTable,
+  insert: string,
+  values: unknown[] = [],
+): Promise<void> {
+  const { rows } = await query(
+    `${insert} returning ${keySql(table, 't')} as key, t._coregent_version as version, ${imageSql(table, 't')} as image`,
+    values,
   );
   for (const { key, version, image } of rows) {
-    const write = { table: HITS.name, key, region: first!.name, version: BigInt(version), saw: [], image };
+    const write = { table: table.name, key, region: name, version: BigInt(version), saw: [], image };
     history.record({ ...write, left: false, verdict: 'ok' });
   }
 }
