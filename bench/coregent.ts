@@ -11,6 +11,7 @@ const SLOT = 'coregent_bench_1_2';
 const config = (tables: Readonly<Record<string, object>>): string =>
   JSON.stringify({
     cluster: 'bench',
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: the file's own placeholders
     regions: { east: { id: 1, url: '${EAST_URL}' }, west: { id: 2, url: '${WEST_URL}' } },
     tables: { 'public.*': {}, ...tables },
   });
